@@ -1,0 +1,1 @@
+"""One emulated deployment: what is deployed, how it is run, and what is measured of it."""
