@@ -1,0 +1,61 @@
+"""What a timing source answers, and what it is asked about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Provenance = Literal["measured", "interpolated", "extrapolated", "roofline"]
+PROVENANCES: tuple[Provenance, ...] = get_args(Provenance)  # best first
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The time that a GPU spends on one operation.
+
+    ``rel_std`` is the expected relative error (one standard deviation) of ``duration_us``; ``kind`` is
+    the kernel family (``gemm``, ``attention``, ``norm``, …).
+    """
+
+    duration_us: float
+    provenance: Provenance
+    rel_std: float
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class RankShape:
+    """A dense decoder as one tensor-parallel rank sees it: all sizes are per rank."""
+
+    hidden: int
+    intermediate: int
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab: int
+    num_layers: int
+    dtype: str = "bfloat16"
+    tp: int = 1
+
+
+DTYPE_BYTES: dict[str, int] = {
+    "bfloat16": 2,
+    "float16": 2,
+    "float32": 4,
+    "float8_e4m3": 1,
+    "int8": 1,
+    "int32": 4,
+    "int64": 8,
+}
+
+
+def dtype_bytes(dtype: str) -> int:
+    """Bytes per element; accepts ``torch.bfloat16`` and ``bfloat16`` alike.
+
+    Raises:
+        ValueError: the data type is not one that the timing models know.
+    """
+    size = DTYPE_BYTES.get(dtype.removeprefix("torch."))
+    if size is None:
+        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPE_BYTES)}")
+    return size

@@ -1,0 +1,44 @@
+"""The part of a GPU description (``conf/gpu/*.yaml``) that bounds how fast kernels can be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+
+class UnknownGpuError(ValueError):
+    """The GPU has no timings; the message names those that have."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuLimits:
+    """Datasheet rates: bytes/µs and FLOP/µs are what the roofline divides by."""
+
+    name: str
+    sm_count: int
+    memory_bytes_per_us: float
+    bf16_flop_per_us: float
+    nvlink_bytes_per_us: float
+
+
+def load_limits(conf_gpu_dir: Path, gpu: str) -> GpuLimits:
+    """Read ``<conf_gpu_dir>/<gpu>.yaml``.
+
+    Raises:
+        UnknownGpuError: there is no such description.
+        KeyError: the description lacks a field that the roofline needs.
+    """
+    path = conf_gpu_dir / f"{gpu}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in conf_gpu_dir.glob("*.yaml"))
+        raise UnknownGpuError(f"no GPU description {gpu!r}; known: {', '.join(known) or 'none'}")
+    fields = yaml.safe_load(path.read_text())
+    return GpuLimits(
+        name=str(fields["name"]),
+        sm_count=int(fields["sm_count"]),
+        memory_bytes_per_us=float(fields["memory_bandwidth_gb_s"]) * 1e3,
+        bf16_flop_per_us=float(fields["bf16_tflops"]) * 1e6,
+        nvlink_bytes_per_us=float(fields["nvlink_bandwidth_gb_s"]) * 1e3,
+    )

@@ -1,0 +1,146 @@
+"""``KernelTimer``: how long the GPU takes for one kernel, from the best source there is.
+
+Order: measured → interpolated between measured neighbours → extrapolated by a fitted model → roofline.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from revati import paths
+from revati.timing import db
+from revati.timing.attention import AttentionModel
+from revati.timing.estimate import Estimate, RankShape
+from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN
+from revati.timing.gemm import GemmModel
+from revati.timing.gpu import load_limits
+from revati.timing.launches import Launch, LaunchModel
+from revati.timing.transfers import CollectiveModel, CopyModel
+
+DEFAULT_GRAPH_GAP_US = 0.5
+DEFAULT_LAUNCH_GAP_US = 1.3
+
+
+class KernelTimer:
+    """Durations for one rank of a deployment on one GPU model.
+
+    Args:
+        db_dir: the ``kernel_db`` folder.
+        gpu: a GPU that the database has.
+        shape: the model as one rank sees it.
+
+    Raises:
+        UnknownGpuError: the database has no such GPU; the message names those it has.
+        SchemaError: a database file has another schema version.
+    """
+
+    def __init__(self, db_dir: Path, gpu: str, shape: RankShape) -> None:
+        rows: list[dict[str, Any]] = db.read(db_dir, gpu).to_pylist()
+        limits = load_limits(paths.conf_dir() / "gpu", gpu)
+        self.shape = shape
+        self._gemm = GemmModel(limits, _gemm_points(rows))
+        self._launches = LaunchModel(limits, _launches(rows))
+        self._copies = CopyModel(limits, _copy_points(rows))
+        self._collectives = CollectiveModel(limits, _collective_points(rows))
+        self._attention = AttentionModel(limits, shape)
+        gaps = {r["kernel"]: float(r["median_us"]) for r in rows if r["kind"] == "gap"}
+        self.graph_gap_us = gaps.get("graph", DEFAULT_GRAPH_GAP_US)
+        self.launch_gap_us = gaps.get("stream", DEFAULT_LAUNCH_GAP_US)
+
+    def kernel(
+        self,
+        name: str,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        shared_bytes: int,
+        num_tokens: int,
+        num_reqs: int,
+    ) -> Estimate:
+        """A kernel that is no GEMM, no attention and no collective."""
+        blocks = math.prod(grid)
+        return self._launches.estimate(name, max(1, blocks), max(1, math.prod(block)), self.shape)
+
+    def gemm(
+        self,
+        m: int,
+        n: int,
+        k: int,
+        dtype: str,
+        out_dtype: str,
+        trans_a: bool = False,
+        trans_b: bool = True,
+        batch: int = 1,
+    ) -> Estimate:
+        """out[m, n] = a[m, k] @ w[n, k]^T, ``batch`` times; m is the number of tokens."""
+        one = self._gemm.estimate(max(1, m), max(1, n), max(1, k), dtype, out_dtype)
+        if batch <= 1:
+            return one
+        return Estimate(one.duration_us * batch, "extrapolated", max(one.rel_std, 0.3), one.kind)
+
+    def collective(self, op: str, nbytes: int, ranks: int, impl: str) -> Estimate:
+        """``op``: all_reduce, all_gather, …; ``impl``: nccl, custom_1stage or custom_2stage."""
+        return self._collectives.estimate(op, nbytes, ranks, impl)
+
+    def copy(self, direction: str, nbytes: int) -> Estimate:
+        """``direction``: h2d, d2h, d2d or memset."""
+        return self._copies.estimate(direction, nbytes)
+
+    def is_attention(self, name: str) -> str | None:
+        """``'main'``, ``'combine'`` or None."""
+        if ATTENTION_COMBINE.search(name):
+            return "combine"
+        return "main" if ATTENTION_MAIN.search(name) else None
+
+    def attention(
+        self, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64]
+    ) -> tuple[Estimate, Estimate]:
+        """Main and combine kernel of one layer; ``context_lens`` include the query tokens."""
+        return self._attention.estimate(query_lens, context_lens)
+
+
+def _gemm_points(rows: list[dict[str, Any]]) -> dict[tuple[int, int, str], list[tuple[int, float]]]:
+    points: dict[tuple[int, int, str], list[tuple[int, float]]] = {}
+    for row in rows:
+        if row["kind"] == "gemm":
+            points.setdefault((row["n"], row["k"], row["dtype"]), []).append((row["m"], row["median_us"]))
+    return points
+
+
+def _launches(rows: list[dict[str, Any]]) -> list[Launch]:
+    skipped = {"gemm", "attention", "combine", "copy", "memset", "collective", "gap"}
+    return [
+        Launch(
+            name=row["kernel"],
+            blocks=row["grid_x"] * row["grid_y"] * row["grid_z"],
+            block_x=row["block_x"],
+            width=row["width"] or 0,
+            duration_us=row["median_us"],
+        )
+        for row in rows
+        if row["kind"] not in skipped
+    ]
+
+
+def _copy_points(rows: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["kind"] in ("copy", "memset"):
+            direction = "memset" if row["kind"] == "memset" else row["variant"]
+            points.setdefault(direction, []).append((float(row["nbytes"]), row["median_us"]))
+    return points
+
+
+def _collective_points(
+    rows: list[dict[str, Any]],
+) -> dict[tuple[str, str, int], list[tuple[float, float]]]:
+    points: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["kind"] == "collective":
+            key = (row["kernel"], row["variant"], row["ranks"])
+            points.setdefault(key, []).append((float(row["nbytes"]), row["median_us"]))
+    return points

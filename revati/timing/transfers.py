@@ -1,0 +1,51 @@
+"""Copies by direction and size, collectives by algorithm, ranks and size."""
+
+from __future__ import annotations
+
+from revati.timing.curve import EXTRAPOLATED_REL_STD, Curve
+from revati.timing.estimate import Estimate
+from revati.timing.gpu import GpuLimits
+from revati.timing.roofline import FLOOR_US, REL_STD, collective_roofline
+
+DIRECTIONS = ("h2d", "d2h", "d2d", "memset")
+HOST_LINK_SHARE = 0.012  # of device memory bandwidth; only where no copy was measured
+
+
+class CopyModel:
+    def __init__(self, limits: GpuLimits, points: dict[str, list[tuple[float, float]]]) -> None:
+        self._limits = limits
+        self._curves = {direction: Curve.from_points(found) for direction, found in points.items()}
+
+    def estimate(self, direction: str, nbytes: int) -> Estimate:
+        if direction not in DIRECTIONS:
+            raise ValueError(f"unknown copy direction {direction!r}; known: {', '.join(DIRECTIONS)}")
+        kind = "memset" if direction == "memset" else "copy"
+        curve = self._curves.get(direction)
+        if curve is not None:
+            return curve.estimate(nbytes, kind)
+        rate = self._limits.memory_bytes_per_us * (HOST_LINK_SHARE if direction in ("h2d", "d2h") else 0.5)
+        return Estimate(FLOOR_US + nbytes / rate, "roofline", REL_STD, kind)
+
+
+class CollectiveModel:
+    """Curves over one rank's bytes per (operation, algorithm, ranks)."""
+
+    def __init__(
+        self, limits: GpuLimits, points: dict[tuple[str, str, int], list[tuple[float, float]]]
+    ) -> None:
+        self._limits = limits
+        self._curves = {key: Curve.from_points(found) for key, found in points.items()}
+
+    def estimate(self, op: str, nbytes: int, ranks: int, impl: str) -> Estimate:
+        curve = self._curves.get((op, impl, ranks))
+        if curve is not None:
+            return curve.estimate(nbytes, "collective")
+        nearest = self._nearest_ranks(op, impl, ranks)
+        if nearest is not None:
+            found = self._curves[(op, impl, nearest)].estimate(nbytes, "collective")
+            return Estimate(found.duration_us, "extrapolated", EXTRAPOLATED_REL_STD, "collective")
+        return collective_roofline(self._limits, op, nbytes, ranks)
+
+    def _nearest_ranks(self, op: str, impl: str, ranks: int) -> int | None:
+        known = [r for o, i, r in self._curves if (o, i) == (op, impl)]
+        return min(known, key=lambda r: (abs(r - ranks), r)) if known else None
