@@ -1,0 +1,1 @@
+"""Search for good deployments: search space, Ray Tune, Pareto front, ledger and report."""

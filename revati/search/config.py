@@ -1,0 +1,113 @@
+"""What ``conf/`` may hold: one dataclass per configuration group, checked by Hydra."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    hub_id: Optional[str] = None  # what the recommended command serves; null: `name`
+    hf_config: dict[str, Any] = MISSING  # as in a Hugging Face config.json
+
+
+@dataclass
+class EngineConfig:
+    name: str = MISSING
+    args: dict[str, Any] = field(default_factory=dict)  # the engine's own names
+    environment: dict[str, str] = field(default_factory=dict)  # what the emulation assumes
+
+
+@dataclass
+class WorkloadConfig:
+    name: str = MISSING
+    arrivals: str = "poisson"  # poisson | offline | trace
+    num_requests: int = 200
+    request_rate_per_s: float = 1.0
+    lengths: dict[str, Any] = field(default_factory=dict)
+    trace: Optional[str] = None  # Parquet file
+
+
+@dataclass
+class RequestSloConfig:
+    """Upper bounds that make one request a good one (goodput)."""
+
+    ttft_ms: Optional[float] = None
+    tpot_ms: Optional[float] = None
+    e2e_ms: Optional[float] = None
+
+
+@dataclass
+class ObjectiveConfig:
+    metrics: list[str] = MISSING  # "metric" or "metric:max"; the first one is the primary
+    slo: dict[str, float] = field(default_factory=dict)  # metric → bound
+    request_slo: RequestSloConfig = field(default_factory=RequestSloConfig)
+
+
+@dataclass
+class SearchConfig:
+    algorithm: str = MISSING  # grid | random | tpe | nsga2
+    num_trials: Optional[int] = None  # null: all (grid only)
+    max_concurrent: Optional[int] = None  # trials at a time; null: as many as cores and memory allow
+    startup_trials: int = 10  # tpe: random ones before the model
+    population_size: int = 12  # nsga2
+
+
+@dataclass
+class HostConfig:
+    name: str = "h200_xeon"
+    mode: str = "table"
+
+
+@dataclass
+class TimingConfig:
+    require: Optional[str] = None  # measured | interpolated
+
+
+@dataclass
+class RayConfig:
+    dashboard: bool = True
+
+
+@dataclass
+class EmulateConfig:
+    """What ``python -m revati.emulate`` understands."""
+
+    model: ModelConfig = MISSING
+    engine: EngineConfig = MISSING
+    gpu: dict[str, Any] = MISSING
+    workload: WorkloadConfig = MISSING
+    objective: ObjectiveConfig = MISSING
+    host: HostConfig = field(default_factory=HostConfig)
+    timing: TimingConfig = field(default_factory=TimingConfig)
+    knobs: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    output_dir: str = MISSING
+
+
+@dataclass
+class SweepConfig(EmulateConfig):
+    """What ``python -m revati.sweep`` understands."""
+
+    search: SearchConfig = MISSING
+    search_space: str = "default"
+    num_gpus: int = 8
+    ray: RayConfig = field(default_factory=RayConfig)
+
+
+SCHEMAS: dict[str, type] = {"sweep": SweepConfig, "emulate": EmulateConfig}
+
+# Mappings that take new names; everything else has a fixed set of fields.
+OPEN_MAPPINGS = ("knobs", "engine.args", "engine.environment", "objective.slo", "workload.lengths")
+
+
+def register() -> None:
+    """Make the schemas known to Hydra under the names that ``conf/*.yaml`` refer to."""
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=schema)

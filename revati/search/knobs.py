@@ -1,0 +1,83 @@
+"""The knobs that a search may turn, per engine: the engine's own names, types and bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from revati.search.errors import ConfigError, unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One setting: its type, and its choices or smallest and largest value."""
+
+    type: type
+    choices: tuple[Any, ...] = ()
+    low: float | None = None
+    high: float | None = None
+
+    def check(self, name: str, value: Any) -> Any:
+        """Return the value in the knob's type, or raise ConfigError naming what is accepted."""
+        number = isinstance(value, int) and not isinstance(value, bool)
+        if self.type is float and number:
+            value = float(value)
+        if type(value) is not self.type or not self._within(value):
+            raise ConfigError(f"knob {name}={value!r}: accepted: {self.accepted}")
+        return value
+
+    def _within(self, value: Any) -> bool:
+        if self.choices:
+            return value in self.choices
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+
+    @property
+    def accepted(self) -> str:
+        if self.choices:
+            return ", ".join(str(choice) for choice in self.choices)
+        kind = {int: "an integer", float: "a number", bool: "true, false", str: "a text"}[self.type]
+        bounds = [f">= {self.low:g}" if self.low is not None else "", f"<= {self.high:g}" if self.high else ""]
+        return " ".join([kind, *filter(None, bounds)])
+
+
+# Of the deployment rather than of an engine.
+DEPLOYMENT_KNOBS: dict[str, Knob] = {
+    "tensor_parallel_size": Knob(int, choices=(1, 2, 4, 8)),
+    "pipeline_parallel_size": Knob(int, choices=(1,)),
+    "replicas": Knob(int, choices=(1,)),
+    "routing": Knob(str, choices=("none",)),
+}
+
+_VLLM: dict[str, Knob] = {
+    "max_num_seqs": Knob(int, low=1, high=65536),
+    "max_num_batched_tokens": Knob(int, low=1, high=1 << 20),
+    "gpu_memory_utilization": Knob(float, low=0.01, high=1.0),
+    "max_model_len": Knob(int, low=1),
+    "block_size": Knob(int, choices=(16, 32, 64, 128)),
+    "enforce_eager": Knob(bool),
+    "enable_prefix_caching": Knob(bool),
+    "enable_chunked_prefill": Knob(bool),
+    "async_scheduling": Knob(bool),
+    "scheduling_policy": Knob(str, choices=("fcfs", "priority")),
+    "long_prefill_token_threshold": Knob(int, low=0),
+    "max_num_partial_prefills": Knob(int, low=1),
+    "max_long_partial_prefills": Knob(int, low=1),
+    "performance_mode": Knob(str, choices=("balanced", "interactivity", "throughput")),
+    "dtype": Knob(str, choices=("auto", "bfloat16", "float16")),
+}
+
+ENGINE_KNOBS: dict[str, dict[str, Knob]] = {"vllm": _VLLM}
+
+
+def engine_knobs(engine: str) -> dict[str, Knob]:
+    if engine not in ENGINE_KNOBS:
+        raise unknown("engine", engine, ENGINE_KNOBS)
+    return ENGINE_KNOBS[engine]
+
+
+def knob(engine: str, name: str) -> Knob:
+    """The knob of that name, of the deployment or of the engine."""
+    catalogue = {**DEPLOYMENT_KNOBS, **engine_knobs(engine)}
+    if name not in catalogue:
+        raise unknown(f"{engine} knob", name, catalogue)
+    return catalogue[name]

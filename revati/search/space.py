@@ -1,0 +1,133 @@
+"""A search space: for each knob the values it may take."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from revati import paths
+from revati.search.errors import ConfigError, unknown
+from revati.search.knobs import Knob, knob
+
+Point = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the values; a fixed knob has a single one."""
+
+    values: tuple[Any, ...]
+
+    def draw(self, rng: random.Random) -> Any:
+        return rng.choice(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A number from low to high, both included; integers in steps, or on a logarithmic scale."""
+
+    low: float
+    high: float
+    step: int | None = None
+    log: bool = False
+    integer: bool = True
+
+    def draw(self, rng: random.Random) -> Any:
+        if self.log:
+            value = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+        elif self.integer:
+            step = self.step or 1
+            return int(self.low) + step * rng.randint(0, int(self.high - self.low) // step)
+        else:
+            value = rng.uniform(self.low, self.high)
+        return min(int(self.high), max(int(self.low), round(value))) if self.integer else value
+
+
+Domain = Choice | Range
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSpace:
+    """The domains by knob, in the order of the grid: the last varies fastest."""
+
+    domains: dict[str, Domain]
+
+    def grid(self) -> Iterator[Point]:
+        """Every combination.
+
+        Raises:
+            ConfigError: a knob has a range, of which there are too many values.
+        """
+        for name, domain in self.domains.items():
+            if isinstance(domain, Range):
+                raise ConfigError(
+                    f"knob {name} is a range; accepted by search=grid: a list of values "
+                    "(ranges need search=random, tpe or nsga2)"
+                )
+        names = list(self.domains)
+        values = (domain.values for domain in self.domains.values() if isinstance(domain, Choice))
+        for combination in itertools.product(*values):
+            yield dict(zip(names, combination, strict=True))
+
+    def draw(self, rng: random.Random) -> Point:
+        return {name: domain.draw(rng) for name, domain in self.domains.items()}
+
+
+def point_key(point: Point) -> tuple[tuple[str, Any], ...]:
+    """The point as something hashable, whatever the order of its knobs."""
+    return tuple(sorted(point.items()))
+
+
+def load_space(name: str, engine: str, overrides: Mapping[str, Any]) -> SearchSpace:
+    """Read a file of ``search_spaces/`` (or the path of one) and put the overrides in its place.
+
+    Raises:
+        ConfigError: no such space, an unknown knob, or a value that a knob does not take.
+    """
+    path = Path(name) if name.endswith(".yaml") else paths.search_spaces_dir() / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in paths.search_spaces_dir().glob("*.yaml"))
+        raise unknown("search space", name, [*known, "the path of a .yaml file"])
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"search space {path}: no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or set(content) != {"engine", "knobs"}:
+        raise ConfigError(f"search space {path}: accepted keys: engine, knobs (both needed)")
+    if content["engine"] != engine:
+        raise ConfigError(f"search space {path} is for engine {content['engine']!r}, not for {engine!r}")
+    knobs = {**(content["knobs"] or {}), **overrides}
+    return SearchSpace({key: parse_domain(engine, key, value) for key, value in knobs.items()})
+
+
+def parse_domain(engine: str, name: str, value: Any) -> Domain:
+    """A single value, a list of values, or a mapping with low, high and step or log."""
+    turned = knob(engine, name)
+    if isinstance(value, Mapping):
+        return _parse_range(turned, name, value)
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    if not values:
+        raise ConfigError(f"knob {name} has no values; accepted: {turned.accepted}, or a list of those")
+    checked = tuple(dict.fromkeys(turned.check(name, one) for one in values))
+    return Choice(checked)
+
+
+def _parse_range(turned: Knob, name: str, value: Mapping[str, Any]) -> Range:
+    accepted = "{low: …, high: …} with step: … or log: true"
+    if turned.type not in (int, float) or turned.choices:
+        raise ConfigError(f"knob {name} takes no range; accepted: {turned.accepted}")
+    if not {"low", "high"} <= set(value) <= {"low", "high", "step", "log"}:
+        raise ConfigError(f"knob {name}: range {dict(value)!r}: accepted: {accepted}")
+    low, high = (turned.check(name, value[end]) for end in ("low", "high"))
+    step, log = value.get("step"), value.get("log", False)
+    good_step = step is None or (isinstance(step, int) and step > 0 and not log and turned.type is int)
+    if low > high or not good_step or not isinstance(log, bool) or (log and low <= 0):
+        raise ConfigError(f"knob {name}: range {dict(value)!r}: accepted: {accepted}, low <= high")
+    return Range(low, high, step=step, log=log, integer=turned.type is int)
