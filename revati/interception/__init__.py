@@ -1,0 +1,1 @@
+"""CUDA, NVML, cuBLAS and NCCL without a GPU: the native stand-ins and what configures them."""

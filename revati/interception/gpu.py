@@ -1,0 +1,97 @@
+"""GPU descriptions (``conf/gpu/*.yaml``): what a process under interception sees of its devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from revati.paths import conf_dir
+
+# cudaDeviceAttr (CUDA 13 runtime API); the driver's CUdevice_attribute has the same numbers.
+ATTRIBUTE_IDS = {
+    "MaxThreadsPerBlock": 1, "MaxBlockDimX": 2, "MaxBlockDimY": 3, "MaxBlockDimZ": 4, "MaxGridDimX": 5,
+    "MaxGridDimY": 6, "MaxGridDimZ": 7, "MaxSharedMemoryPerBlock": 8, "TotalConstantMemory": 9, "WarpSize": 10,
+    "MaxPitch": 11, "MaxRegistersPerBlock": 12, "ClockRate": 13, "TextureAlignment": 14, "GpuOverlap": 15,
+    "MultiProcessorCount": 16, "KernelExecTimeout": 17, "Integrated": 18, "CanMapHostMemory": 19,
+    "ComputeMode": 20, "SurfaceAlignment": 30, "ConcurrentKernels": 31, "EccEnabled": 32, "PciBusId": 33,
+    "PciDeviceId": 34, "TccDriver": 35, "MemoryClockRate": 36, "GlobalMemoryBusWidth": 37, "L2CacheSize": 38,
+    "MaxThreadsPerMultiProcessor": 39, "AsyncEngineCount": 40, "UnifiedAddressing": 41, "PciDomainId": 50,
+    "TexturePitchAlignment": 51, "ComputeCapabilityMajor": 75, "ComputeCapabilityMinor": 76,
+    "StreamPrioritiesSupported": 78, "GlobalL1CacheSupported": 79, "LocalL1CacheSupported": 80,
+    "MaxSharedMemoryPerMultiprocessor": 81, "MaxRegistersPerMultiprocessor": 82, "ManagedMemory": 83,
+    "IsMultiGpuBoard": 84, "MultiGpuBoardGroupID": 85, "HostNativeAtomicSupported": 86,
+    "SingleToDoublePrecisionPerfRatio": 87, "PageableMemoryAccess": 88, "ConcurrentManagedAccess": 89,
+    "ComputePreemptionSupported": 90, "CanUseHostPointerForRegisteredMem": 91, "CooperativeLaunch": 95,
+    "MaxSharedMemoryPerBlockOptin": 97, "CanFlushRemoteWrites": 98, "HostRegisterSupported": 99,
+    "PageableMemoryAccessUsesHostPageTables": 100, "DirectManagedMemAccessFromHost": 101,
+    "MaxBlocksPerMultiprocessor": 106, "MaxPersistingL2CacheSize": 108, "MaxAccessPolicyWindowSize": 109,
+    "ReservedSharedMemoryPerBlock": 111, "SparseCudaArraySupported": 112, "HostRegisterReadOnlySupported": 113,
+    "TimelineSemaphoreInteropSupported": 114, "MemoryPoolsSupported": 115, "GPUDirectRDMASupported": 116,
+    "GPUDirectRDMAFlushWritesOptions": 117, "GPUDirectRDMAWritesOrdering": 118,
+    "MemoryPoolSupportedHandleTypes": 119, "ClusterLaunch": 120, "DeferredMappingCudaArraySupported": 121,
+    "IpcEventSupport": 125, "MemSyncDomainCount": 126, "NumaConfig": 130, "NumaId": 131, "MpsEnabled": 133,
+    "HostNumaId": 134,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class GpuDescription:
+    """One GPU model, as its YAML file describes it (units in the names)."""
+
+    name: str
+    uuid_prefix: str
+    driver_version: str
+    cuda_driver_version: int
+    memory_bytes: int
+    nvml_memory_bytes: int
+    context_bytes: int
+    graph_bytes: int
+    graph_node_bytes: int
+    nvlink_links: int
+    launch_queue_depth: int
+    sm_count: int
+    sm_clock_mhz: int
+    memory_bandwidth_gb_s: float
+    bf16_tflops: float
+    fp8_tflops: float
+    nvlink_bandwidth_gb_s: float
+    pcie_bandwidth_gb_s: float
+    max_gpus_per_node: int
+    attributes: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.attributes) - set(ATTRIBUTE_IDS))
+        if unknown:
+            raise ValueError(f"GPU {self.name}: unknown attributes {unknown}; known: {sorted(ATTRIBUTE_IDS)}")
+
+    def to_environment(self, count: int) -> str:
+        """The ``REVATI_GPU`` value for a process that sees ``count`` of these GPUs."""
+        fields: dict[str, object] = {
+            name: getattr(self, name)
+            for name in (
+                "name", "uuid_prefix", "driver_version", "cuda_driver_version", "memory_bytes",
+                "nvml_memory_bytes", "context_bytes", "graph_bytes", "graph_node_bytes", "nvlink_links",
+            )
+        }  # fmt: skip
+        fields["count"] = count
+        fields.update({f"attr.{ATTRIBUTE_IDS[name]}": value for name, value in self.attributes.items()})
+        return ";".join(f"{name}={value}" for name, value in fields.items())
+
+
+def known_gpus(folder: Path | None = None) -> list[str]:
+    """Names accepted by `load_gpu`, sorted."""
+    return sorted(path.stem for path in (folder or conf_dir() / "gpu").glob("*.yaml"))
+
+
+def load_gpu(name: str, folder: Path | None = None) -> GpuDescription:
+    """Read ``conf/gpu/<name>.yaml``.
+
+    Raises:
+        ValueError: for an unknown GPU, naming the known ones.
+    """
+    path = (folder or conf_dir() / "gpu") / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"unknown gpu '{name}'; known: {', '.join(known_gpus(folder))}")
+    return GpuDescription(**yaml.safe_load(path.read_text()))

@@ -1,0 +1,129 @@
+// The emulated machine: devices, memory, streams and the virtual clock that the API stand-ins share.
+//
+// Time is in nanoseconds of virtual time.  A launch extends its stream's completion time by the kernel's
+// predicted duration; the host clock moves only by charged phases and by waits for such completions.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#define REVATI_API extern "C" __attribute__((visibility("default")))
+#define REVATI_CORE __attribute__((visibility("default")))
+
+namespace revati {
+
+using ns_t = int64_t;
+
+// ---- description of the machine (from the environment, written by revati.interception.launch) ----
+struct GpuDescription {
+  std::string name, uuid_prefix, driver_version;
+  int count = 0;
+  int cuda_driver_version = 0;       // as cudaDriverGetVersion reports it
+  size_t memory_bytes = 0;           // cudaDeviceProp.totalGlobalMem
+  size_t nvml_memory_bytes = 0;      // what nvidia-smi calls the total
+  size_t context_bytes = 0;          // taken by a CUDA context and the modules loaded lazily into it
+  size_t graph_node_bytes = 0;       // device memory that one kernel node of an instantiated graph takes
+  size_t graph_bytes = 0;            // and each graph besides
+  int nvlink_links = 0;
+  std::map<int, int> attributes;     // cudaDeviceAttr -> value
+};
+REVATI_CORE const GpuDescription &gpu();
+
+// ---- virtual time ----
+REVATI_CORE ns_t now();
+REVATI_CORE void wait_until(ns_t when);  // the calling virtual core waits for a completion
+REVATI_CORE void host_call();            // one CUDA call that takes its share of the current host phase
+
+// ---- launches ----
+enum class Work : int32_t { kFixed = 0, kAttention = 1, kAttentionCombine = 2 };
+enum class LaunchType : int32_t { kKernel = 0, kGemm = 1, kCollective = 2, kCopy = 3 };
+
+// What interception sees of a launch; handed to the resolver once per distinct key.
+struct LaunchKey {
+  const char *name;      // mangled kernel name, GEMM data types, collective or copy direction
+  LaunchType type;
+  int32_t grid[3], block[3];
+  int64_t shared_bytes;
+  int64_t m, n, k, batch;  // GEMM, in row-major terms: out[m, n] = a[m, k] @ b[k, n]
+  int64_t bytes;           // collectives, copies
+  int32_t ranks;
+  int32_t num_tokens;      // rows of the last GEMM: the tokens of the forward pass in progress, padding included
+};
+struct Cost {
+  ns_t duration = 0;
+  Work work = Work::kFixed;
+  int32_t provenance = 0;  // index into the resolver's list
+  int32_t family = 0;      // likewise
+  int32_t per_tokens = 0;  // the answer depends on LaunchKey::num_tokens
+};
+
+struct Node {
+  Cost cost;
+};
+struct Graph {
+  std::vector<Node> nodes;
+};
+struct Stream {
+  int device = 0;
+  unsigned flags = 0;
+  int priority = 0;
+  ns_t tail = 0;              // virtual completion of everything submitted
+  Graph *capture = nullptr;   // the graph being captured, if any
+  uint64_t capture_id = 0;
+  bool capture_origin = false;
+};
+struct Event {
+  int device = 0;
+  ns_t time = -1;             // -1: never recorded
+  uint64_t capture_id = 0;    // recorded inside this capture
+  Graph *capture = nullptr;
+};
+
+REVATI_CORE extern std::recursive_mutex mutex;
+REVATI_CORE Stream *stream_of(void *handle);   // resolves the default-stream handles
+REVATI_CORE void submit(Stream *stream, const Cost &cost);
+REVATI_CORE void launch_kernel(void *stream, const char *name, const unsigned grid[3], const unsigned block[3],
+                               size_t shared_bytes);
+REVATI_CORE void launch_gemm(void *stream, const char *types, int64_t m, int64_t n, int64_t k, int64_t batch);
+REVATI_CORE void launch_collective(void *stream, const char *op, int64_t bytes, int ranks);
+REVATI_CORE void launch_copy(void *stream, const char *direction, int64_t bytes);
+REVATI_CORE void replay(Stream *stream, const Graph *graph);
+REVATI_CORE void synchronize_device(int device);
+REVATI_CORE std::vector<Stream *> &streams();
+
+// ---- memory ----
+enum class Space { kUnregistered = 0, kHost = 1, kDevice = 2 };
+struct Allocation {
+  uintptr_t base = 0;
+  size_t bytes = 0;
+  Space space = Space::kUnregistered;
+  int device = 0;
+  bool owned = false;         // mapped by us, so unmapped by us
+  bool counted = false;       // takes device memory
+};
+REVATI_CORE void *device_alloc(size_t bytes, int device, bool counted = true);  // null: out of memory
+REVATI_CORE void *host_alloc(size_t bytes);
+REVATI_CORE void host_register(void *pointer, size_t bytes);
+REVATI_CORE bool release(void *pointer);
+REVATI_CORE const Allocation *find_allocation(const void *pointer);
+REVATI_CORE void memory_info(int device, size_t *free_bytes, size_t *total_bytes);
+REVATI_CORE void charge_memory(int device, int64_t bytes);   // memory taken outside any allocation
+// Copies of at most this many bytes carry data that the host may read back; larger ones are bulk.
+constexpr size_t kMetadataBytes = 1 << 20;
+REVATI_CORE const char *copy(void *dst, const void *src, size_t bytes);  // returns the direction
+REVATI_CORE void copy_async(void *dst, const void *src, size_t bytes, void *stream);
+REVATI_CORE void fill(void *dst, int value, size_t bytes);
+
+REVATI_CORE int current_device();
+REVATI_CORE bool set_current_device(int device);
+
+// An API that nobody implemented was called: say so by name, and fail.
+REVATI_CORE int unimplemented(const char *api);
+
+}  // namespace revati
+
+REVATI_API int revati_unimplemented(const char *api);

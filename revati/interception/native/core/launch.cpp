@@ -1,0 +1,210 @@
+// Launches: what a kernel costs (asked once per key), and what it does to its stream.
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+
+#include "core.h"
+
+namespace revati {
+
+std::recursive_mutex mutex;
+
+namespace {
+
+struct KeyHash {
+  size_t operator()(const LaunchKey &key) const {
+    uint64_t hash = std::hash<const void *>()(key.name);
+    auto mix = [&](int64_t value) { hash = (hash ^ static_cast<uint64_t>(value)) * 0x9E3779B97F4A7C15ULL; hash ^= hash >> 29; };
+    for (int i = 0; i < 3; ++i) { mix(key.grid[i]); mix(key.block[i]); }
+    mix(key.shared_bytes); mix(key.m); mix(key.n); mix(key.k); mix(key.batch); mix(key.bytes); mix(key.ranks);
+    mix(key.num_tokens); mix(static_cast<int>(key.type));
+    return hash;
+  }
+};
+struct KeyEqual {
+  bool operator()(const LaunchKey &a, const LaunchKey &b) const {
+    return a.name == b.name && a.type == b.type && !std::memcmp(a.grid, b.grid, sizeof a.grid) &&
+           !std::memcmp(a.block, b.block, sizeof a.block) && a.shared_bytes == b.shared_bytes && a.m == b.m &&
+           a.n == b.n && a.k == b.k && a.batch == b.batch && a.bytes == b.bytes && a.ranks == b.ranks &&
+           a.num_tokens == b.num_tokens;
+  }
+};
+
+using Resolver = void (*)(const LaunchKey *, Cost *);
+Resolver resolver = nullptr;
+std::unordered_map<LaunchKey, Cost, KeyHash, KeyEqual> costs;
+
+constexpr int kProvenances = 8, kFamilies = 32;
+std::array<int64_t, kProvenances> busy_ns{};
+std::array<int64_t, kProvenances> launches{};
+std::array<int64_t, kFamilies> family_ns{};
+
+struct Attention { ns_t duration[2] = {0, 0}; int32_t provenance = 0, family = 0; };
+Attention attention;
+
+ns_t stream_gap_ns = 0, graph_gap_ns = 0;
+int launch_queue_depth = 1024;
+std::map<int, std::deque<ns_t>> queued;   // completion times of launches, per device
+int32_t last_tokens = 0;
+
+Stream default_streams[64];
+std::vector<Stream *> all_streams;
+
+ns_t duration_of(const Cost &cost) {
+  return cost.work == Work::kFixed ? cost.duration : attention.duration[static_cast<int>(cost.work) - 1];
+}
+
+void count(const Cost &cost, ns_t duration) {
+  const bool fixed = cost.work == Work::kFixed;
+  const int provenance = fixed ? cost.provenance : attention.provenance;
+  busy_ns[provenance] += duration;
+  launches[provenance] += 1;
+  family_ns[fixed ? cost.family : attention.family] += duration;
+}
+
+Cost price(LaunchKey key) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  key.num_tokens = 0;
+  auto found = costs.find(key);
+  if (found != costs.end() && !found->second.per_tokens) return found->second;
+  LaunchKey full = key;
+  full.num_tokens = last_tokens;
+  if (found != costs.end()) {
+    auto exact = costs.find(full);
+    if (exact != costs.end()) return exact->second;
+  }
+  Cost cost;
+  if (!resolver) return cost;  // before timing is attached (engine start) nothing is charged
+  resolver(&full, &cost);
+  if (cost.per_tokens) costs[full] = cost;
+  costs[key] = cost;
+  return cost;
+}
+
+// The driver's launch queue is finite: a host far ahead of the GPU waits for a place.
+void enter_queue(Stream *stream, ns_t completion) {
+  auto &queue = queued[stream->device];
+  queue.push_back(completion);
+  while (static_cast<int>(queue.size()) > launch_queue_depth) {
+    wait_until(queue.front());
+    queue.pop_front();
+  }
+}
+
+void run(Stream *stream, ns_t gpu_time, ns_t gap) {
+  host_call();
+  const ns_t start = std::max(stream->tail + gap, now());
+  stream->tail = start + gpu_time;
+  enter_queue(stream, stream->tail);
+}
+
+}  // namespace
+
+std::vector<Stream *> &streams() {
+  if (all_streams.empty())
+    for (int i = 0; i < 64; ++i) { default_streams[i].device = i; all_streams.push_back(&default_streams[i]); }
+  return all_streams;
+}
+
+Stream *stream_of(void *handle) {
+  const uintptr_t value = reinterpret_cast<uintptr_t>(handle);
+  if (value <= 2) { streams(); return &default_streams[current_device()]; }  // default, legacy, per-thread
+  return static_cast<Stream *>(handle);
+}
+
+void submit(Stream *stream, const Cost &cost) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  if (stream->capture) { stream->capture->nodes.push_back({cost}); return; }
+  const ns_t duration = duration_of(cost);
+  count(cost, duration);
+  run(stream, duration, stream_gap_ns);
+}
+
+void replay(Stream *stream, const Graph *graph) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  ns_t total = 0;
+  for (const Node &node : graph->nodes) {
+    const ns_t duration = duration_of(node.cost);
+    count(node.cost, duration);
+    total += duration + graph_gap_ns;
+  }
+  run(stream, total, stream_gap_ns);
+}
+
+void launch_kernel(void *stream, const char *name, const unsigned grid[3], const unsigned block[3],
+                   size_t shared_bytes) {
+  LaunchKey key{};
+  key.name = name;
+  key.type = LaunchType::kKernel;
+  for (int i = 0; i < 3; ++i) { key.grid[i] = static_cast<int32_t>(grid[i]); key.block[i] = static_cast<int32_t>(block[i]); }
+  key.shared_bytes = static_cast<int64_t>(shared_bytes);
+  submit(stream_of(stream), price(key));
+}
+
+void launch_gemm(void *stream, const char *types, int64_t m, int64_t n, int64_t k, int64_t batch) {
+  LaunchKey key{};
+  key.name = types;
+  key.type = LaunchType::kGemm;
+  key.m = m; key.n = n; key.k = k; key.batch = batch;
+  last_tokens = static_cast<int32_t>(m);
+  submit(stream_of(stream), price(key));
+}
+
+void launch_collective(void *stream, const char *op, int64_t bytes, int ranks) {
+  LaunchKey key{};
+  key.name = op;
+  key.type = LaunchType::kCollective;
+  key.bytes = bytes;
+  key.ranks = ranks;
+  submit(stream_of(stream), price(key));
+}
+
+void launch_copy(void *stream, const char *direction, int64_t bytes) {
+  LaunchKey key{};
+  key.name = direction;
+  key.type = LaunchType::kCopy;
+  key.bytes = bytes;
+  submit(stream_of(stream), price(key));
+}
+
+void synchronize_device(int device) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  for (Stream *stream : streams())
+    if (stream->device == device) wait_until(stream->tail);
+}
+
+}  // namespace revati
+
+using namespace revati;
+
+REVATI_API void revati_set_resolver(void (*callback)(const LaunchKey *, Cost *)) {
+  resolver = callback;
+  costs.clear();
+}
+REVATI_API void revati_set_gaps(int64_t stream_ns, int64_t graph_ns, int queue_depth) {
+  stream_gap_ns = stream_ns;
+  graph_gap_ns = graph_ns;
+  launch_queue_depth = queue_depth;
+}
+// Durations of one layer's attention kernels for the batch about to run.
+REVATI_API void revati_set_attention(int64_t main_ns, int64_t combine_ns, int provenance, int family) {
+  attention.duration[0] = main_ns;
+  attention.duration[1] = combine_ns;
+  attention.provenance = provenance;
+  attention.family = family;
+}
+// GPU time [ns] and launches by provenance, GPU time by family; arrays of 8, 8 and 32.
+REVATI_API void revati_gpu_time(int64_t *by_provenance, int64_t *launch_counts, int64_t *by_family) {
+  std::copy(busy_ns.begin(), busy_ns.end(), by_provenance);
+  std::copy(launches.begin(), launches.end(), launch_counts);
+  std::copy(family_ns.begin(), family_ns.end(), by_family);
+}
+REVATI_API void revati_reset_counters() {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  busy_ns.fill(0);
+  launches.fill(0);
+  family_ns.fill(0);
+}

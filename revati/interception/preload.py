@@ -1,0 +1,52 @@
+"""The environment that puts a program on emulated GPUs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import revati.interception
+from revati.interception.gpu import GpuDescription
+
+
+def _library_dir() -> Path:
+    # An editable install keeps Python files in the checkout and built libraries in site-packages.
+    folders = [Path(folder) / "lib" for folder in revati.interception.__path__]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+LIBRARY_DIR = _library_dir()
+CORE_LIBRARY = LIBRARY_DIR / "librevati.so"
+STAND_INS = (
+    "librevati.so",
+    "libcuda.so.1",
+    "libcudart.so.13",
+    "libnvidia-ml.so.1",
+    "libcublas.so.13",
+    "libcublasLt.so.13",
+    "libnccl.so.2",
+)
+
+
+def emulated_environment(gpu: GpuDescription, num_gpus: int, base: Mapping[str, str]) -> dict[str, str]:
+    """``base`` plus what makes a child process see ``num_gpus`` GPUs.
+
+    Raises:
+        FileNotFoundError: if the native library was not built with the package.
+        ValueError: if one node cannot hold so many of these GPUs.
+    """
+    if not 1 <= num_gpus <= gpu.max_gpus_per_node:
+        raise ValueError(f"num_gpus={num_gpus}: a node of {gpu.name} has 1 to {gpu.max_gpus_per_node}")
+    missing = [name for name in STAND_INS if not (LIBRARY_DIR / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"native stand-ins {missing} are not in {LIBRARY_DIR}: reinstall revati")
+    environment = dict(base)
+    preload = [str(LIBRARY_DIR / name) for name in STAND_INS]
+    if inherited := base.get("LD_PRELOAD"):
+        preload.append(inherited)
+    environment["LD_PRELOAD"] = os.pathsep.join(preload)
+    environment["REVATI_GPU"] = gpu.to_environment(num_gpus)
+    environment["TRITON_LIBCUDA_PATH"] = str(LIBRARY_DIR)
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    return environment
