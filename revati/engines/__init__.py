@@ -1,0 +1,1 @@
+"""Serving engines under emulation: thin plug-ins for unmodified wheels."""

@@ -1,0 +1,1 @@
+"""vLLM: official plug-ins, nothing of the wheel is changed."""
