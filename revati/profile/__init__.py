@@ -1,0 +1,1 @@
+"""Measure kernels on a machine with a GPU into ``kernel_db`` (``python -m revati.profile --help``)."""

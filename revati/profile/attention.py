@@ -1,0 +1,295 @@
+"""FlashAttention 3 over a paged KV cache, called as vLLM's FlashAttention backend calls it.
+
+Two dispatch modes: ``graph`` (at most 512 tokens under full CUDA graphs: up to 32 splits, the upper bound
+that vLLM preallocates for) and ``eager`` (FA3's own heuristic). Each batch's blocks are spread over a
+cache far larger than L2, since in serving the other layers' caches lie in between.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from revati.profile.parts import Row, summary
+from revati.profile.recorder import GpuEvent, record, split_at_marks
+from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN
+
+BLOCK_TOKENS = 16
+HEAD_DIM = 128
+CACHE_BYTES = 24 * 2**30
+GRAPH_SPLITS = 32
+GRAPH_MAX_TOKENS = 512
+GRAPH_MAX_CONTEXT = 8192
+MAX_BATCH_CONTEXT = 400_000
+MAX_QUERY_TOKENS = 8192
+WARMUPS = 1
+REPEATS = 3
+BATCHES_PER_RECORDING = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    mode: str  # 'graph' | 'eager'
+    query_lens: tuple[int, ...]
+    context_lens: tuple[int, ...]  # including the query tokens
+
+
+def decode_batches() -> Iterator[Batch]:
+    for batch in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512):
+        for context in (16, 64, 128, 256, 400, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192):
+            if batch * context <= MAX_BATCH_CONTEXT:
+                yield Batch("graph", (1,) * batch, (context,) * batch)
+    for batch in (1, 4, 16, 32, 64, 128, 256, 512, 768, 1024):
+        for context in (64, 256, 1024, 4096):
+            if batch * context <= MAX_BATCH_CONTEXT:
+                yield Batch("eager", (1,) * batch, (context,) * batch)
+
+
+def ragged_decode_batches() -> Iterator[Batch]:
+    """Lognormal contexts, as a serving batch has them."""
+    draw = random.Random(1)
+    for batch in (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 384, 512):
+        for mean, sigma in ((250, 0.8), (600, 0.6), (1200, 1.0)):
+            contexts = tuple(
+                int(min(8192, max(2, draw.lognormvariate(_mu(mean, sigma), sigma)))) for _ in range(batch)
+            )
+            if sum(contexts) <= MAX_BATCH_CONTEXT:
+                yield Batch("graph", (1,) * batch, contexts)
+                if batch in (8, 32, 128, 512):
+                    yield Batch("eager", (1,) * batch, contexts)
+
+
+def prefill_batches() -> Iterator[Batch]:
+    for query in (
+        16,
+        32,
+        64,
+        96,
+        128,
+        192,
+        256,
+        384,
+        512,
+        768,
+        1024,
+        1280,
+        1536,
+        2048,
+        3072,
+        4096,
+        6144,
+        8192,
+    ):
+        for before in (0, 512, 2048, 4096):
+            mode = "graph" if query <= GRAPH_MAX_TOKENS else "eager"
+            yield Batch(mode, (query,), (query + before,))
+            if mode == "graph" and before in (0, 2048):
+                yield Batch("eager", (query,), (query + before,))
+    draw = random.Random(2)
+    for requests in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48):
+        for mean in (60, 240, 1000):
+            lens = tuple(
+                int(min(2048, max(4, draw.lognormvariate(_mu(mean, 0.9), 0.9)))) for _ in range(requests)
+            )
+            if sum(lens) <= MAX_QUERY_TOKENS:
+                yield Batch("graph" if sum(lens) <= GRAPH_MAX_TOKENS else "eager", lens, lens)
+
+
+def mixed_batches() -> Iterator[Batch]:
+    """Running decodes and one or a few prompts in the same step."""
+    draw = random.Random(3)
+    for decodes in (1, 4, 16, 32, 64, 128, 256, 480):
+        for prompts in ((30,), (128,), (240,), (400, 120), (1024,), (2048,), (500, 900, 200), (4096,)):
+            mean = draw.choice((250, 600, 1200))
+            contexts = [
+                int(min(4096, max(2, draw.lognormvariate(_mu(mean, 0.8), 0.8)))) for _ in range(decodes)
+            ]
+            query = (1,) * decodes + prompts
+            context = (*contexts, *prompts)
+            if sum(context) <= MAX_BATCH_CONTEXT and sum(query) <= MAX_QUERY_TOKENS:
+                yield Batch("graph" if sum(query) <= GRAPH_MAX_TOKENS else "eager", query, context)
+
+
+def all_batches() -> list[Batch]:
+    return [*decode_batches(), *ragged_decode_batches(), *prefill_batches(), *mixed_batches()]
+
+
+def _mu(mean: float, sigma: float) -> float:
+    """The lognormal's location for a given mean."""
+    return math.log(mean) - sigma * sigma / 2
+
+
+class Cache:
+    """A paged KV cache of one layer: (blocks, kv heads, 16, 2 · head_dim), and random free blocks."""
+
+    def __init__(self, num_kv_heads: int) -> None:
+        block_bytes = num_kv_heads * BLOCK_TOKENS * 2 * HEAD_DIM * 2
+        needed = 2 * MAX_BATCH_CONTEXT // BLOCK_TOKENS + 8192
+        blocks = max(min(CACHE_BYTES // block_bytes, 4 * needed), needed)
+        self.storage = torch.empty(
+            blocks, num_kv_heads, BLOCK_TOKENS, 2 * HEAD_DIM, dtype=torch.bfloat16, device="cuda"
+        )
+        flat = self.storage.view(-1)
+        for at in range(0, flat.numel(), 2**28):
+            flat[at : at + 2**28].normal_()
+        self.key, self.value = self.storage.transpose(1, 2).split(HEAD_DIM, dim=-1)
+        if num_kv_heads == 1:
+            self.key, self.value = _without_odd_strides(self.key), _without_odd_strides(self.value)
+        self._order = torch.randperm(blocks, dtype=torch.int32)
+        self._at = 0
+
+    def block_table(self, context_lens: tuple[int, ...]) -> torch.Tensor:
+        """Blocks that the previous calls did not use, (requests, most blocks of a request)."""
+        width = max(-(-context // BLOCK_TOKENS) for context in context_lens)
+        used = [-(-context // BLOCK_TOKENS) for context in context_lens]
+        total = sum(used)
+        if self._at + total > self._order.numel():
+            self._at = 0
+        table = torch.zeros(len(context_lens), width, dtype=torch.int32)
+        chosen = self._order[self._at : self._at + total]
+        self._at += total
+        at = 0
+        for row, count in enumerate(used):
+            table[row, :count] = chosen[at : at + count]
+            at += count
+        return table.cuda()
+
+
+def _without_odd_strides(tensor: torch.Tensor) -> torch.Tensor:
+    from vllm.utils.torch_utils import canonicalize_singleton_dim_strides
+
+    fixed: torch.Tensor = canonicalize_singleton_dim_strides(tensor)
+    return fixed
+
+
+@dataclass(slots=True)
+class _Call:
+    batch: Batch
+    query: torch.Tensor
+    written: torch.Tensor
+    out: torch.Tensor
+    tables: list[torch.Tensor]
+    starts: torch.Tensor
+    used: torch.Tensor
+    metadata: torch.Tensor
+    max_context: int
+
+    def run(self, cache: Cache, repeat: int) -> None:
+        from vllm.vllm_flash_attn import flash_attn_varlen_func
+
+        self.query.copy_(self.written)
+        flash_attn_varlen_func(
+            q=self.query,
+            k=cache.key,
+            v=cache.value,
+            out=self.out,
+            cu_seqlens_q=self.starts,
+            max_seqlen_q=max(self.batch.query_lens),
+            seqused_k=self.used,
+            max_seqlen_k=self.max_context,
+            softmax_scale=HEAD_DIM**-0.5,
+            causal=True,
+            block_table=self.tables[repeat],
+            scheduler_metadata=self.metadata,
+            num_splits=GRAPH_SPLITS if self.batch.mode == "graph" else 0,
+            fa_version=3,
+        )
+
+
+def _prepare(batch: Batch, num_q_heads: int, num_kv_heads: int, cache: Cache) -> _Call:
+    from vllm.vllm_flash_attn import get_scheduler_metadata
+
+    tokens = sum(batch.query_lens)
+    written = torch.randn(tokens, num_q_heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+    starts = torch.zeros(len(batch.query_lens) + 1, dtype=torch.int32)
+    starts[1:] = torch.tensor(batch.query_lens).cumsum(0)
+    used = torch.tensor(batch.context_lens, dtype=torch.int32, device="cuda")
+    starts = starts.cuda()
+    max_context = max(batch.context_lens)
+    metadata = get_scheduler_metadata(
+        batch_size=len(batch.query_lens),
+        max_seqlen_q=max(batch.query_lens),
+        max_seqlen_k=max_context,
+        num_heads_q=num_q_heads,
+        num_heads_kv=num_kv_heads,
+        headdim=HEAD_DIM,
+        cache_seqlens=used,
+        qkv_dtype=torch.bfloat16,
+        cu_seqlens_q=starts,
+        page_size=BLOCK_TOKENS,
+        causal=True,
+        window_size=(-1, -1),
+        num_splits=GRAPH_SPLITS if batch.mode == "graph" else 0,
+    )
+    return _Call(
+        batch=batch,
+        query=torch.empty_like(written),
+        written=written,
+        out=torch.empty_like(written),
+        tables=[cache.block_table(batch.context_lens) for _ in range(WARMUPS + REPEATS)],
+        starts=starts,
+        used=used,
+        metadata=metadata,
+        # A captured decode graph keeps the longest context that it may meet.
+        max_context=GRAPH_MAX_CONTEXT if _is_captured(batch) else max_context,
+    )
+
+
+def _is_captured(batch: Batch) -> bool:
+    return batch.mode == "graph" and max(batch.query_lens) == 1
+
+
+def measure(num_q_heads: int, num_kv_heads: int, batches: list[Batch]) -> list[Row]:
+    """Rows of kind attention, and of kind combine where the splits were combined."""
+    cache = Cache(num_kv_heads)
+    rows: list[Row] = []
+    for at in range(0, len(batches), BATCHES_PER_RECORDING):
+        chosen = batches[at : at + BATCHES_PER_RECORDING]
+        calls = [_prepare(batch, num_q_heads, num_kv_heads, cache) for batch in chosen]
+
+        def work(calls: list[_Call] = calls) -> None:
+            for call in calls:
+                for repeat in range(WARMUPS + REPEATS):
+                    call.run(cache, repeat)
+
+        groups = split_at_marks(record(work), len(chosen) * (WARMUPS + REPEATS))
+        for i, batch in enumerate(chosen):
+            mine = groups[i * (WARMUPS + REPEATS) + WARMUPS : (i + 1) * (WARMUPS + REPEATS)]
+            rows += _rows(batch, num_q_heads, num_kv_heads, mine)
+        del calls
+    return rows
+
+
+def _rows(batch: Batch, num_q_heads: int, num_kv_heads: int, groups: list[list[GpuEvent]]) -> list[Row]:
+    rows: list[Row] = []
+    for kind, pattern in (("attention", ATTENTION_MAIN), ("combine", ATTENTION_COMBINE)):
+        found = [event for group in groups for event in group if pattern.search(event.name)]
+        if not found:
+            continue
+        rows.append(
+            {
+                "kind": kind,
+                "kernel": "FlashAttnFwdSm90" if kind == "attention" else "FlashAttnFwdCombine",
+                "variant": batch.mode,
+                "dtype": "bfloat16",
+                "grid_x": found[0].grid[0],
+                "grid_y": found[0].grid[1],
+                "grid_z": found[0].grid[2],
+                "block_x": found[0].block[0],
+                "shared_bytes": found[0].shared_bytes,
+                "num_tokens": sum(batch.query_lens),
+                "num_reqs": len(batch.query_lens),
+                "num_q_heads": num_q_heads,
+                "num_kv_heads": num_kv_heads,
+                "head_dim": HEAD_DIM,
+                "query_lens": list(batch.query_lens),
+                "context_lens": list(batch.context_lens),
+                "method": "cupti",
+                **summary([event.duration_us for event in found]),
+            }
+        )
+    return rows

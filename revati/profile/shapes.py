@@ -1,0 +1,60 @@
+"""What to measure: the weight shapes and head counts of known models at each tensor parallelism."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from revati import paths
+from revati.timing.estimate import RankShape
+
+# Tokens in a forward pass. Dense where CUDA graphs and tiles change, odd sizes to test in between.
+GRAPH_TOKENS = (1, 2, 4, *range(8, 257, 8), *range(272, 513, 16))
+ODD_TOKENS = (3, 12, 27, 50, 100, 143, 300, 450, 1000, 1500, 3000, 5000, 7000, 8191)
+EAGER_TOKENS = (
+    *range(576, 2049, 64),
+    *range(2176, 4097, 128),
+    *range(4352, 8193, 256),
+    *range(9216, 16385, 1024),
+)
+GEMM_TOKENS = tuple(sorted({*GRAPH_TOKENS, *ODD_TOKENS, *EAGER_TOKENS}))
+LM_HEAD_TOKENS = tuple(m for m in GEMM_TOKENS if m <= 1024)
+
+
+def hf_config(model: str) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((paths.conf_dir() / "model" / f"{model}.yaml").read_text())
+    return dict(config["hf_config"])
+
+
+def rank_shape(model: str, tp: int) -> RankShape:
+    config = hf_config(model)
+    heads = int(config["num_attention_heads"])
+    kv_heads = int(config.get("num_key_value_heads", heads))
+    hidden = int(config["hidden_size"])
+    return RankShape(
+        hidden=hidden,
+        intermediate=int(config["intermediate_size"]) // tp,
+        num_q_heads=heads // tp,
+        num_kv_heads=max(1, kv_heads // tp),
+        head_dim=int(config.get("head_dim", hidden // heads)),
+        vocab=int(config["vocab_size"]) // tp,
+        num_layers=int(config["num_hidden_layers"]),
+        tp=tp,
+    )
+
+
+def layer_gemms(shape: RankShape) -> list[tuple[int, int]]:
+    """(n, k) of qkv, o, gate_up and down."""
+    q_width = shape.num_q_heads * shape.head_dim
+    kv_width = shape.num_kv_heads * shape.head_dim
+    return [
+        (q_width + 2 * kv_width, shape.hidden),
+        (shape.hidden, q_width),
+        (2 * shape.intermediate, shape.hidden),
+        (shape.hidden, shape.intermediate),
+    ]
+
+
+def lm_head_gemm(shape: RankShape) -> tuple[int, int]:
+    return (shape.vocab, shape.hidden)
