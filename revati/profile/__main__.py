@@ -88,17 +88,16 @@ def _units(options: Options) -> list[tuple[str, str, Callable[[], list[dict[str,
             counts = (shape.num_q_heads, shape.num_kv_heads)
             if "attention" in options.families and ("attention", *counts) not in seen:
                 seen.add(("attention", *counts))
-                batches = attention.all_batches()
-                units.append(
-                    ("attention", f"q{counts[0]}_kv{counts[1]}", partial(attention.measure, *counts, batches))
-                )
+                measure = partial(attention.measure, *counts, attention.all_batches())
+                units.append(("attention", f"q{counts[0]}_kv{counts[1]}", measure))
             if "kv_write" in options.families and ("kv_write", *counts) not in seen:
                 seen.add(("kv_write", *counts))
                 units.append(("kv_write", f"q{counts[0]}_kv{counts[1]}", partial(kv_write.measure, *counts)))
     if "collective" in options.families:
-        units += [
-            ("collective", f"ranks{r}", partial(collective.measure, r)) for r in collective.rank_counts()
-        ]
+        units.extend(
+            ("collective", f"ranks{ranks}", partial(collective.measure, ranks))
+            for ranks in collective.rank_counts()
+        )
     return units
 
 

@@ -26,6 +26,10 @@ GRAPH_MAX_TOKENS = 512
 GRAPH_MAX_CONTEXT = 8192
 MAX_BATCH_CONTEXT = 400_000
 MAX_QUERY_TOKENS = 8192
+PREFILL_TOKENS = (
+    *(16, 32, 64, 96, 128, 192, 256, 384, 512, 768),
+    *(1024, 1280, 1536, 2048, 3072, 4096, 6144, 8192),
+)
 WARMUPS = 1
 REPEATS = 3
 BATCHES_PER_RECORDING = 100
@@ -54,9 +58,7 @@ def ragged_decode_batches() -> Iterator[Batch]:
     draw = random.Random(1)
     for batch in (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 384, 512):
         for mean, sigma in ((250, 0.8), (600, 0.6), (1200, 1.0)):
-            contexts = tuple(
-                int(min(8192, max(2, draw.lognormvariate(_mu(mean, sigma), sigma)))) for _ in range(batch)
-            )
+            contexts = _lengths(draw, batch, mean, sigma, 2, 8192)
             if sum(contexts) <= MAX_BATCH_CONTEXT:
                 yield Batch("graph", (1,) * batch, contexts)
                 if batch in (8, 32, 128, 512):
@@ -64,26 +66,7 @@ def ragged_decode_batches() -> Iterator[Batch]:
 
 
 def prefill_batches() -> Iterator[Batch]:
-    for query in (
-        16,
-        32,
-        64,
-        96,
-        128,
-        192,
-        256,
-        384,
-        512,
-        768,
-        1024,
-        1280,
-        1536,
-        2048,
-        3072,
-        4096,
-        6144,
-        8192,
-    ):
+    for query in PREFILL_TOKENS:
         for before in (0, 512, 2048, 4096):
             mode = "graph" if query <= GRAPH_MAX_TOKENS else "eager"
             yield Batch(mode, (query,), (query + before,))
@@ -92,9 +75,7 @@ def prefill_batches() -> Iterator[Batch]:
     draw = random.Random(2)
     for requests in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48):
         for mean in (60, 240, 1000):
-            lens = tuple(
-                int(min(2048, max(4, draw.lognormvariate(_mu(mean, 0.9), 0.9)))) for _ in range(requests)
-            )
+            lens = _lengths(draw, requests, mean, 0.9, 4, 2048)
             if sum(lens) <= MAX_QUERY_TOKENS:
                 yield Batch("graph" if sum(lens) <= GRAPH_MAX_TOKENS else "eager", lens, lens)
 
@@ -105,9 +86,7 @@ def mixed_batches() -> Iterator[Batch]:
     for decodes in (1, 4, 16, 32, 64, 128, 256, 480):
         for prompts in ((30,), (128,), (240,), (400, 120), (1024,), (2048,), (500, 900, 200), (4096,)):
             mean = draw.choice((250, 600, 1200))
-            contexts = [
-                int(min(4096, max(2, draw.lognormvariate(_mu(mean, 0.8), 0.8)))) for _ in range(decodes)
-            ]
+            contexts = _lengths(draw, decodes, mean, 0.8, 2, 4096)
             query = (1,) * decodes + prompts
             context = (*contexts, *prompts)
             if sum(context) <= MAX_BATCH_CONTEXT and sum(query) <= MAX_QUERY_TOKENS:
@@ -118,9 +97,12 @@ def all_batches() -> list[Batch]:
     return [*decode_batches(), *ragged_decode_batches(), *prefill_batches(), *mixed_batches()]
 
 
-def _mu(mean: float, sigma: float) -> float:
-    """The lognormal's location for a given mean."""
-    return math.log(mean) - sigma * sigma / 2
+def _lengths(
+    draw: random.Random, count: int, mean: float, sigma: float, low: int, high: int
+) -> tuple[int, ...]:
+    """Lognormal lengths with the given mean, cut to [low, high]."""
+    location = math.log(mean) - sigma * sigma / 2
+    return tuple(int(min(high, max(low, draw.lognormvariate(location, sigma)))) for _ in range(count))
 
 
 class Cache:

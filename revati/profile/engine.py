@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ START_TIMEOUT_S = 300.0
 RECORD_TIMEOUT_S = 90.0
 PROMPTS = (3, 16, 32, 64, 100, 128, 192, 256, 384, 512, 600, 768, 1024, 1500, 2048, 3000, 4096, 6000, 8192)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-ROUNDS = 3
+ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,6 @@ ENGINES = (
     Recorded("qwen3_8b", 1, False),
     Recorded("llama31_70b", 4, False),
     Recorded("llama7b", 1, True),
-    Recorded("llama13b", 1, True),
     Recorded("llama31_70b", 4, True),
 )
 
@@ -94,7 +94,7 @@ def measure_all(parts: Parts, engines: tuple[Recorded, ...], deadline_s: float) 
         log = (folder / f"{engine.unit}.log").read_text(errors="replace")
         if result.exists():
             found: list[Row] = json.loads(result.read_text())
-            rows[engine.unit] = parts.run("engine", engine.unit, lambda found=found: found)  # type: ignore[misc]
+            rows[engine.unit] = parts.run("engine", engine.unit, partial(list, found))
         else:
             print(f"engine {engine.unit} failed:\n{log[-3000:]}", flush=True)
     return rows
@@ -142,7 +142,7 @@ def _child(engine: Recorded, folder: Path) -> None:
         sampling = SamplingParams(
             temperature=0.0, max_tokens=output_tokens, ignore_eos=True, detokenize=False
         )
-        llm.generate(prompts, sampling, use_tqdm=False)  # type: ignore[arg-type]
+        llm.generate(prompts, sampling, use_tqdm=False)
 
     def rounds() -> None:
         for prompt_tokens in PROMPTS:
@@ -158,13 +158,12 @@ def _child(engine: Recorded, folder: Path) -> None:
 
     from revati.profile.recorder import record
 
-    rounds()
     events: list[GpuEvent] = []
     for _ in range(ROUNDS):
         events += record(rounds)
-    partial = folder / f"{engine.unit}.partial"
-    partial.write_text(json.dumps(_rows(engine, events)))
-    partial.rename(folder / f"{engine.unit}.json")
+    unfinished = folder / f"{engine.unit}.unfinished"
+    unfinished.write_text(json.dumps(_rows(engine, events)))
+    unfinished.rename(folder / f"{engine.unit}.json")
 
 
 def _rows(engine: Recorded, events: list[GpuEvent]) -> list[Row]:

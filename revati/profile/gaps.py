@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +19,7 @@ HIDDEN = 4096
 
 
 def measure() -> list[Row]:
-    rows = []
-    for tokens in (1, 32, 256):
-        rows.append(_graph_gap(tokens))
-    rows.append(_stream_gap())
-    return rows
+    return [*(_graph_gap(tokens) for tokens in (1, 32, 256)), _stream_gap()]
 
 
 def _chain(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
@@ -62,7 +59,7 @@ def _graph_gap(tokens: int) -> Row:
     events = [e for e in record(work) if e.category == "kernel"]
     per_replay = len(events) // REPLAYS
     busy_us = sum(e.duration_us for e in events) / REPLAYS
-    traced = [b.start_us - a.end_us for a, b in zip(events, events[1:], strict=False)]
+    traced = [b.start_us - a.end_us for a, b in pairwise(events)]
     inside = [gap for i, gap in enumerate(traced) if (i + 1) % per_replay]
     print(
         f"graph of {per_replay} kernels, {tokens} tokens: events {statistics.median(totals_us):.1f} us, "
@@ -89,5 +86,5 @@ def _stream_gap() -> Row:
             x.mul_(1.0)
 
     events = [e for e in record(work) if e.category == "kernel"][1:]
-    gaps = [b.start_us - a.end_us for a, b in zip(events, events[1:], strict=False)]
+    gaps = [b.start_us - a.end_us for a, b in pairwise(events)]
     return {"kind": "gap", "kernel": "stream", "method": "cupti", **summary(gaps)}

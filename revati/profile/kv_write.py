@@ -9,27 +9,8 @@ from revati.profile.parts import Row, summary
 from revati.profile.recorder import record, split_at_marks
 
 TOKENS = (
-    1,
-    2,
-    4,
-    8,
-    16,
-    32,
-    64,
-    128,
-    192,
-    256,
-    384,
-    512,
-    768,
-    1024,
-    1536,
-    2048,
-    3072,
-    4096,
-    6144,
-    8192,
-    16384,
+    *(1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 768),
+    *(1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384),
 )
 REPEATS = 5
 
