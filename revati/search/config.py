@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -12,7 +12,7 @@ from omegaconf import MISSING
 @dataclass
 class ModelConfig:
     name: str = MISSING
-    hub_id: Optional[str] = None  # what the recommended command serves; null: `name`
+    hub_id: str | None = None  # what the recommended command serves; null: `name`
     hf_config: dict[str, Any] = MISSING  # as in a Hugging Face config.json
 
 
@@ -30,16 +30,16 @@ class WorkloadConfig:
     num_requests: int = 200
     request_rate_per_s: float = 1.0
     lengths: dict[str, Any] = field(default_factory=dict)
-    trace: Optional[str] = None  # Parquet file
+    trace: str | None = None  # Parquet file
 
 
 @dataclass
 class RequestSloConfig:
     """Upper bounds that make one request a good one (goodput)."""
 
-    ttft_ms: Optional[float] = None
-    tpot_ms: Optional[float] = None
-    e2e_ms: Optional[float] = None
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    e2e_ms: float | None = None
 
 
 @dataclass
@@ -52,8 +52,8 @@ class ObjectiveConfig:
 @dataclass
 class SearchConfig:
     algorithm: str = MISSING  # grid | random | tpe | nsga2
-    num_trials: Optional[int] = None  # null: all (grid only)
-    max_concurrent: Optional[int] = None  # trials at a time; null: as many as cores and memory allow
+    num_trials: int | None = None  # null: all (grid only)
+    max_concurrent: int | None = None  # trials at a time; null: as many as cores and memory allow
     startup_trials: int = 10  # tpe: random ones before the model
     population_size: int = 12  # nsga2
 
@@ -66,7 +66,7 @@ class HostConfig:
 
 @dataclass
 class TimingConfig:
-    require: Optional[str] = None  # measured | interpolated
+    require: str | None = None  # measured | interpolated
 
 
 @dataclass

@@ -1,0 +1,66 @@
+"""Emulate one deployment under one workload: ``python -m revati.emulate +model=llama7b``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from revati.search import cli, output
+from revati.search.build import build_objective, build_workload
+from revati.search.progress import format_metric
+from revati.search.run import one_spec
+from revati.search.runner import RUNNER, connect, open_server
+from revati.search.trial import run_trial
+
+
+def check(config: DictConfig) -> None:
+    """Raise ConfigError if the deployment cannot be emulated as it was asked for."""
+    one_spec(config)
+    build_workload(config)
+    build_objective(config)
+
+
+def run(config: DictConfig, folder: Path, overrides: list[str], runner: str = RUNNER) -> int:
+    """Emulate, print the metrics, and write metrics.json and requests/ into the folder.
+
+    Returns:
+        The exit status: 0, or 1 if the deployment is infeasible or failed.
+    """
+    spec, workload, objective = one_spec(config), build_workload(config), build_objective(config)
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    output.write_config(folder, config, overrides, workload)
+    print(f"{spec.model.name} on {spec.num_gpus} x {spec.gpu}, {len(workload)} requests; starting the engine")
+    with open_server(runner, folder / "logs") as server:
+        result = run_trial(
+            connect(runner, server.socket_path), spec, workload, objective.request_slo, "emulate", folder
+        )
+    (folder / "metrics.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
+    if result.status != "ok":
+        print(f"{result.status}: {result.reason}; logs: {folder / 'logs'}", file=sys.stderr)
+        return 1
+    for name in result.metrics or {}:
+        print(f"  {format_metric(name, result.columns())}")
+    shares = ", ".join(
+        f"{name.removeprefix('gpu_time_share_')} {value:.1%}" for name, value in (result.provenance or {}).items()
+    )
+    print(f"  {result.kv_cache_blocks} KV-cache blocks; GPU time: {shares}\nOutput: {folder}")
+    return 0
+
+
+def _job(config: DictConfig) -> int:
+    hydra_config = HydraConfig.get()
+    return run(config, Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
+
+
+def main() -> int:
+    return cli.main("emulate", _job, check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""From a checked Hydra configuration to the objects of a run; every refusal is a ConfigError."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from revati import paths
+from revati.deployment.metrics import Slo
+from revati.deployment.spec import HOST_MODES, HostSpec, ModelShape
+from revati.search.errors import ConfigError, unknown
+from revati.search.knobs import engine_knobs
+from revati.search.objective import Objective
+from revati.search.problem import Problem
+from revati.workload import Workload, WorkloadError, lengths_from_config
+
+ARRIVALS = ("poisson", "offline", "trace")
+TIMING_REQUIREMENTS = ("measured", "interpolated")
+
+
+def plain(node: Any) -> Any:
+    """A configuration node as dicts, lists and scalars."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def build_problem(config: DictConfig, num_gpus: int) -> Problem:
+    """The fixed part of the deployments.
+
+    Raises:
+        ConfigError: an engine argument, host or timing requirement that does not exist, or a model
+            without the fields of a dense decoder.
+    """
+    if num_gpus < 1:
+        raise ConfigError(f"num_gpus={num_gpus}: accepted: an integer >= 1")
+    if config.timing.require not in (None, *TIMING_REQUIREMENTS):
+        raise unknown("timing.require", config.timing.require, ["null", *TIMING_REQUIREMENTS])
+    try:
+        model = ModelShape(config.model.name, plain(config.model.hf_config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    engine = config.engine.name
+    catalogue = engine_knobs(engine)
+    arguments: dict[str, Any] = {}
+    for name, value in plain(config.engine.args).items():
+        if name not in catalogue:
+            raise unknown(f"{engine} argument", name, catalogue)
+        arguments[name] = catalogue[name].check(name, value)
+    return Problem(
+        model=model,
+        engine=engine,
+        engine_args=arguments,
+        gpu=config.gpu["name"],
+        host=_host(config.host.name, config.host.mode),
+        num_gpus=num_gpus,
+        timing_require=config.timing.require,
+        seed=config.seed,
+    )
+
+
+def build_objective(config: DictConfig) -> Objective:
+    content = plain(config.objective)
+    return Objective.parse(content["metrics"], content["slo"], Slo(**content["request_slo"]))
+
+
+def build_workload(config: DictConfig) -> Workload:
+    """The requests, drawn with the run's seed.
+
+    Raises:
+        ConfigError: unknown arrivals, a trace that cannot be read, or numbers out of range.
+    """
+    workload, seed = config.workload, config.seed
+    try:
+        if workload.arrivals == "trace":
+            return _trace(workload)
+        lengths = lengths_from_config(plain(workload.lengths))
+        if workload.arrivals == "offline":
+            return Workload.from_offline(
+                workload.name, num_requests=workload.num_requests, lengths=lengths, seed=seed
+            )
+        if workload.arrivals == "poisson":
+            return Workload.from_poisson(
+                workload.name,
+                request_rate_per_s=workload.request_rate_per_s,
+                num_requests=workload.num_requests,
+                lengths=lengths,
+                seed=seed,
+            )
+    except WorkloadError as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    raise unknown("workload.arrivals", workload.arrivals, ARRIVALS)
+
+
+def _trace(workload: DictConfig) -> Workload:
+    if workload.trace is None:
+        raise ConfigError("workload.trace is null; accepted: a Parquet file with arrival_s, prompt_tokens, "
+                          "output_tokens")
+    trace = Workload.from_trace(Path(workload.trace), workload.name)
+    count = workload.num_requests or len(trace)
+    return Workload(
+        trace.name, trace.arrival_s[:count], trace.prompt_tokens[:count], trace.output_tokens[:count]
+    )
+
+
+def _host(name: str, mode: str) -> HostSpec:
+    if mode not in HOST_MODES:
+        raise unknown("host.mode", mode, HOST_MODES)
+    known = sorted({path.stem for path in (paths.conf_dir() / "host").glob("*.*")})
+    if mode == "table" and name not in known:
+        raise unknown("host.name", name, known)
+    return HostSpec(name, mode)

@@ -1,0 +1,51 @@
+"""What the search needs of the layer below: a server of warmed engines and a client that runs trials.
+
+``revati.deployment.runner`` is the implementation; its classes are looked up when a sweep starts, so that
+nothing here loads an engine.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from revati.deployment.spec import DeploymentSpec
+from revati.workload import Workload
+
+RUNNER = "revati.deployment.runner"
+
+
+class TrialResult(Protocol):
+    """What came of one emulated deployment."""
+
+    status: Literal["ok", "infeasible", "failed"]
+    reason: str
+    kv_cache_blocks: int
+    provenance: Mapping[str, float]  # gpu_time_share_<provenance>, each in [0, 1]
+    wall_s: float
+    requests_path: Path | None
+
+
+class Server(Protocol):
+    """Keeps warmed engines on this node while it is open."""
+
+    socket_path: Path
+
+
+class Client(Protocol):
+    def run(self, spec: DeploymentSpec, workload: Workload, out_dir: Path) -> TrialResult: ...
+
+
+def open_server(runner: str, log_dir: Path) -> AbstractContextManager[Server]:
+    """The runner's ``TemplateServer``, to be used in a ``with``."""
+    module: Any = importlib.import_module(runner)
+    return cast(AbstractContextManager[Server], module.TemplateServer(log_dir))
+
+
+def connect(runner: str, socket_path: Path) -> Client:
+    """The runner's ``TemplateClient``, connected to a server on this node."""
+    module: Any = importlib.import_module(runner)
+    return cast(Client, module.TemplateClient(socket_path))
