@@ -1,32 +1,187 @@
-"""FlashAttention-3 durations from a batch's query and context lengths."""
+"""FlashAttention-3 durations from a batch's query and context lengths.
+
+Uniform decode batches are looked up in the measured grid of (requests, context) and interpolated in it.
+Every other batch is answered by a model fitted to all measured batches: boosted trees that correct a crude
+physical schedule (``attention_features``). Without measurements the roofline answers.
+"""
 
 from __future__ import annotations
+
+import bisect
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from revati.timing.estimate import Estimate, RankShape, dtype_bytes
+from revati.timing.attention_features import FEATURES, Heads, features, is_graph
+from revati.timing.curve import MEASURED_REL_STD
+from revati.timing.estimate import Estimate, Provenance, RankShape, dtype_bytes
 from revati.timing.gpu import GpuLimits
 from revati.timing.roofline import roofline
+from revati.timing.trees import Trees
+
+UNSEEN_HEADS_REL_STD = 0.15
+GRID_REL_STD = 0.03
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Trees for ``log(duration) - log(physical)`` and the error they showed on batches held out."""
+
+    trees: Trees
+    rel_std: float
+    max_query_tokens: int
+    max_context: int
+
+    @classmethod
+    def load(cls, path: Path) -> Fitted | None:
+        """None where nothing was fitted.
+
+        Raises:
+            ValueError: the file was fitted on other features than this version computes.
+        """
+        if not path.is_file():
+            return None
+        trees, facts = Trees.load(path)
+        if facts["features"] != ",".join(FEATURES):
+            raise ValueError(f"{path}: fitted on other features; run `python -m revati.profile.fit`")
+        limits = int(facts["max_query_tokens"]), int(facts["max_context"])
+        return cls(trees, float(facts["rel_std"]), *limits)
+
+
+class DecodeGrid:
+    """Durations of batches of equal contexts; bilinear in the logarithms between grid points."""
+
+    def __init__(self, points: dict[tuple[int, int], float]) -> None:
+        self._contexts: dict[int, tuple[list[int], list[float]]] = {}
+        for (requests, context), duration_us in sorted(points.items()):
+            at, us = self._contexts.setdefault(requests, ([], []))
+            at.append(context)
+            us.append(duration_us)
+        self._requests = sorted(self._contexts)
+
+    def estimate(self, requests: int, context: int, kind: str) -> Estimate | None:
+        """None outside the measured range."""
+        i = bisect.bisect_left(self._requests, requests)
+        if i < len(self._requests) and self._requests[i] == requests:
+            found = self._along_context(requests, context)
+            if found is None:
+                return None
+            exact = context in self._contexts[requests][0]
+            provenance: Provenance = "measured" if exact else "interpolated"
+            return Estimate(found, provenance, MEASURED_REL_STD if exact else GRID_REL_STD, kind)
+        if not 0 < i < len(self._requests):
+            return None
+        low, high = self._requests[i - 1], self._requests[i]
+        below, above = self._along_context(low, context), self._along_context(high, context)
+        if below is None or above is None:
+            return None
+        duration_us = _between(requests, low, high, below, above)
+        return Estimate(duration_us, "interpolated", GRID_REL_STD, kind)
+
+    def _along_context(self, requests: int, context: int) -> float | None:
+        at, us = self._contexts[requests]
+        i = bisect.bisect_left(at, context)
+        if i == len(at):
+            return None
+        if at[i] == context or i == 0:
+            return us[i]
+        return _between(context, at[i - 1], at[i], us[i - 1], us[i])
+
+
+def _between(x: float, low: float, high: float, below: float, above: float) -> float:
+    share = (x - low) / (high - low)
+    return below * (1.0 - share) + above * share
 
 
 class AttentionModel:
-    def __init__(self, limits: GpuLimits, shape: RankShape) -> None:
+    """Main and combine kernel for one rank's heads."""
+
+    def __init__(self, limits: GpuLimits, shape: RankShape, rows: Rows, fitted_dir: Path) -> None:
         self._limits = limits
         self._shape = shape
+        self._heads = Heads(shape.num_q_heads, shape.num_kv_heads, shape.head_dim)
+        mine = [row for row in rows if row["kind"] in ("attention", "combine") and self._is_mine(row)]
+        self._seen_heads = bool(mine)
+        self._grids = {
+            (kind, graph): DecodeGrid(_uniform_decodes(mine, kind, graph))
+            for kind in ("attention", "combine")
+            for graph in (True, False)
+        }
+        self._fitted = {
+            kind: Fitted.load(fitted_dir / f"{kind}.parquet") for kind in ("attention", "combine")
+        }
 
     def estimate(
-        self, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64]
+        self, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64], full_graphs: bool
     ) -> tuple[Estimate, Estimate]:
-        """Main kernel and combine kernel of one layer; ``context_lens`` include the query tokens."""
-        shape = self._shape
-        query = query_lens.astype(np.float64)
-        context = context_lens.astype(np.float64)
-        pairs = float((query * (context - (query - 1) / 2)).sum())
-        flops = 4.0 * pairs * shape.num_q_heads * shape.head_dim
-        kv_bytes = 2.0 * float(context.sum()) * shape.num_kv_heads * shape.head_dim
-        qo_bytes = 2.0 * float(query.sum()) * shape.num_q_heads * shape.head_dim
-        size = dtype_bytes(shape.dtype)
-        main = roofline(self._limits, "attention", flops, (kv_bytes + qo_bytes) * size)
-        combine = roofline(self._limits, "combine", 0.0, qo_bytes * 4)
-        return main, combine
+        """Main and combine kernel of one layer; ``context_lens`` include the query tokens."""
+        requests = len(query_lens)
+        query_tokens = int(query_lens.sum())
+        graph = is_graph(query_tokens, full_graphs)
+        if requests == query_tokens:
+            first = int(context_lens[0])
+            if requests == 1 or (context_lens == first).all():
+                main = self._grids["attention", graph].estimate(requests, first, "attention")
+                combine = self._grids["combine", graph].estimate(requests, first, "combine")
+                if main is not None and combine is not None:
+                    return main, combine
+        row = features(query_lens, context_lens, self._heads, graph, self._limits)
+        in_range = self._seen_heads
+        return (
+            self._from_trees("attention", row, in_range, query_lens, context_lens),
+            self._from_trees("combine", row, in_range, query_lens, context_lens),
+        )
+
+    def _from_trees(
+        self,
+        kind: str,
+        row: NDArray[np.float64],
+        seen: bool,
+        query_lens: NDArray[np.int64],
+        context_lens: NDArray[np.int64],
+    ) -> Estimate:
+        fitted = self._fitted[kind]
+        if fitted is None:
+            return self._roofline(kind, query_lens, context_lens)
+        duration_us = math.exp(fitted.trees.predict(row) + float(row[0]))
+        within = query_lens.sum() <= fitted.max_query_tokens and context_lens.max() <= fitted.max_context
+        if seen and within:
+            return Estimate(duration_us, "interpolated", fitted.rel_std, kind)
+        return Estimate(duration_us, "extrapolated", UNSEEN_HEADS_REL_STD, kind)
+
+    def _roofline(
+        self, kind: str, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64]
+    ) -> Estimate:
+        heads, size = self._heads, dtype_bytes(self._shape.dtype)
+        qo_bytes = 2.0 * float(query_lens.sum()) * heads.num_q * heads.head_dim
+        if kind == "combine":
+            return roofline(self._limits, kind, 0.0, qo_bytes * 4)
+        pairs = float((query_lens * (context_lens - (query_lens - 1) / 2)).sum())
+        flops = 4.0 * pairs * heads.num_q * heads.head_dim
+        kv_bytes = 2.0 * float(context_lens.sum()) * heads.num_kv * heads.head_dim
+        return roofline(self._limits, kind, flops, (kv_bytes + qo_bytes) * size)
+
+    def _is_mine(self, row: dict[str, Any]) -> bool:
+        heads = self._heads
+        return (row["num_q_heads"], row["num_kv_heads"], row["head_dim"]) == (
+            heads.num_q,
+            heads.num_kv,
+            heads.head_dim,
+        )
+
+
+def _uniform_decodes(rows: Rows, kind: str, graph: bool) -> dict[tuple[int, int], float]:
+    points: dict[tuple[int, int], float] = {}
+    for row in rows:
+        if row["kind"] != kind or (row["variant"] == "graph") != graph:
+            continue
+        contexts = row["context_lens"]
+        if row["num_tokens"] == row["num_reqs"] and len(set(contexts)) == 1:
+            points[row["num_reqs"], contexts[0]] = row["median_us"]
+    return points

@@ -47,7 +47,7 @@ class KernelTimer:
         self._launches = LaunchModel(limits, _launches(rows))
         self._copies = CopyModel(limits, _copy_points(rows))
         self._collectives = CollectiveModel(limits, _collective_points(rows))
-        self._attention = AttentionModel(limits, shape)
+        self._attention = AttentionModel(limits, shape, rows, db.partition(db_dir, gpu) / "fitted")
         gaps = {r["kernel"]: float(r["median_us"]) for r in rows if r["kind"] == "gap"}
         self.graph_gap_us = gaps.get("graph", DEFAULT_GRAPH_GAP_US)
         self.launch_gap_us = gaps.get("stream", DEFAULT_LAUNCH_GAP_US)
@@ -97,10 +97,13 @@ class KernelTimer:
         return "main" if ATTENTION_MAIN.search(name) else None
 
     def attention(
-        self, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64]
+        self, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64], full_graphs: bool = True
     ) -> tuple[Estimate, Estimate]:
-        """Main and combine kernel of one layer; ``context_lens`` include the query tokens."""
-        return self._attention.estimate(query_lens, context_lens)
+        """Main and combine kernel of one layer; ``context_lens`` include the query tokens.
+
+        ``full_graphs``: the engine runs with full CUDA graphs, so small batches get up to 32 splits.
+        """
+        return self._attention.estimate(query_lens, context_lens, full_graphs)
 
 
 def _gemm_points(rows: list[dict[str, Any]]) -> dict[tuple[int, int, str], list[tuple[int, float]]]:

@@ -1,0 +1,134 @@
+"""What FlashAttention-3's time depends on, from a batch's query and context lengths.
+
+The kernel cuts each (request, head) into tiles of ``TILE_M`` query rows and walks the context in blocks of
+``BLOCK_N`` tokens; long contexts are split so that all SMs have work (``prepare_varlen_num_blocks``).
+``physical_us`` is a crude schedule of that work; a fitted model corrects it (``attention.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from revati.timing.gpu import GpuLimits
+
+BLOCK_N = 128
+DECODE_TILE_M = 64
+TILE_M = 128
+GRAPH_SPLITS = 32  # vLLM's flash_attn_max_num_splits_for_cuda_graph
+MAX_SPLITS = 128
+GRAPH_MAX_TOKENS = 512  # above vLLM's largest captured size FA3 chooses the splits itself
+SPLIT_MARGIN = 1.1  # FA3: blocks per SM are sized for 10 % more work than there is
+
+# What a tile costs beside its blocks, and what attention reaches of the datasheet's rates; rough on purpose.
+TILE_OVERHEAD_BLOCKS = 2.0
+MEMORY_SHARE = 0.80
+FLOP_SHARE = 0.60
+LAUNCH_US = 6.0
+
+FEATURES = (
+    "log_physical_us",
+    "log_memory_us",
+    "log_compute_us",
+    "log_requests",
+    "log_context_tokens",
+    "log_query_tokens",
+    "log_mean_context",
+    "max_over_mean_context",
+    "log_max_query",
+    "log_tiles_per_sm",
+    "wave_fill",
+    "log_blocks_per_sm",
+    "splits",
+    "decode_share",
+    "num_q_heads",
+    "num_kv_heads",
+    "graph",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """One rank's attention heads."""
+
+    num_q: int
+    num_kv: int
+    head_dim: int
+
+
+def is_graph(num_tokens: int, full_graphs: bool) -> bool:
+    return full_graphs and num_tokens <= GRAPH_MAX_TOKENS
+
+
+def features(
+    query_lens: NDArray[np.int64],
+    context_lens: NDArray[np.int64],
+    heads: Heads,
+    graph: bool,
+    limits: GpuLimits,
+) -> NDArray[np.float64]:
+    """One row in the order of ``FEATURES``; ``context_lens`` include the query tokens."""
+    requests = len(query_lens)
+    query_tokens = int(query_lens.sum())
+    context_tokens = int(context_lens.sum())
+    max_context = int(context_lens.max())
+    max_query = int(query_lens.max())
+    decode_only = max_query == 1
+    group = heads.num_q // heads.num_kv
+
+    packed = query_lens * group
+    tile_m = DECODE_TILE_M if max_query * group <= DECODE_TILE_M else TILE_M
+    n_blocks = -(-context_lens // BLOCK_N)
+    if decode_only:
+        m_blocks_total = float(requests * -(-group // tile_m))
+        walked = float(n_blocks.sum()) * -(-group // tile_m)
+        pairs = float(context_tokens)
+    else:
+        m_blocks = -(-packed // tile_m)
+        m_blocks_total = float(m_blocks.sum())
+        pairs_each = query_lens * (context_lens - (query_lens - 1) * 0.5)
+        pairs = float(pairs_each.sum())
+        walked = float((m_blocks * np.maximum(1.0, pairs_each / query_lens / BLOCK_N + 0.5)).sum())
+    work_blocks = walked * heads.num_kv
+    blocks_per_sm = max(1, math.ceil(work_blocks * SPLIT_MARGIN / limits.sm_count))
+    most = GRAPH_SPLITS if graph else MAX_SPLITS
+    longest_blocks = -(-max_context // BLOCK_N)
+    splits = float(min(most, -(-longest_blocks // blocks_per_sm)))
+    tiles = float(requests if splits == 1 else np.minimum(most, -(-n_blocks // blocks_per_sm)).sum())
+    tiles = max(tiles, m_blocks_total) * heads.num_kv
+
+    kv_bytes = 4.0 * context_tokens * heads.num_kv * heads.head_dim
+    qo_bytes = 4.0 * query_tokens * heads.num_q * heads.head_dim
+    memory_us = (kv_bytes + qo_bytes) / (limits.memory_bytes_per_us * MEMORY_SHARE)
+    compute_us = 4.0 * pairs * heads.num_q * heads.head_dim / (limits.bf16_flop_per_us * FLOP_SHARE)
+    per_sm = (work_blocks + tiles * TILE_OVERHEAD_BLOCKS) / limits.sm_count
+    # One SM alone streams its share of the bandwidth several times over.
+    chain_blocks = max(min(blocks_per_sm, longest_blocks) + TILE_OVERHEAD_BLOCKS, per_sm)
+    block_us = BLOCK_N * 4.0 * heads.head_dim * limits.sm_count / limits.memory_bytes_per_us
+    physical_us = LAUNCH_US + max(memory_us, compute_us, 0.5 * chain_blocks * block_us)
+
+    waves = tiles / limits.sm_count
+    return np.array(
+        (
+            math.log(physical_us),
+            math.log(memory_us),
+            math.log(compute_us),
+            math.log(requests),
+            math.log(context_tokens),
+            math.log(query_tokens),
+            math.log(context_tokens / requests),
+            max_context * requests / context_tokens,
+            math.log(max_query),
+            math.log(waves),
+            waves / math.ceil(waves),
+            math.log(blocks_per_sm),
+            splits,
+            1.0 if decode_only else float((query_lens == 1).sum()) / requests,
+            heads.num_q,
+            heads.num_kv,
+            1.0 if graph else 0.0,
+        )
+    )
