@@ -11,9 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from revati.search import cli, output
-from revati.search.build import build_objective, build_workload
+from revati.search.build import build_objective, build_workload, one_spec
 from revati.search.progress import format_metric
-from revati.search.run import one_spec
 from revati.search.runner import RUNNER, connect, open_server
 from revati.search.trial import run_trial
 
@@ -47,7 +46,8 @@ def run(config: DictConfig, folder: Path, overrides: list[str], runner: str = RU
     for name in result.metrics or {}:
         print(f"  {format_metric(name, result.columns())}")
     shares = ", ".join(
-        f"{name.removeprefix('gpu_time_share_')} {value:.1%}" for name, value in (result.provenance or {}).items()
+        f"{name.removeprefix('gpu_time_share_')} {value:.1%}"
+        for name, value in (result.provenance or {}).items()
     )
     print(f"  {result.kv_cache_blocks} KV-cache blocks; GPU time: {shares}\nOutput: {folder}")
     return 0

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from revati import paths
 from revati.deployment.metrics import Slo
-from revati.deployment.spec import HOST_MODES, HostSpec, ModelShape
+from revati.deployment.spec import HOST_MODES, DeploymentSpec, HostMode, HostSpec, ModelShape
 from revati.search.errors import ConfigError, unknown
-from revati.search.knobs import engine_knobs
+from revati.search.knobs import engine_knobs, knob
 from revati.search.objective import Objective
 from revati.search.problem import Problem
 from revati.workload import Workload, WorkloadError, lengths_from_config
@@ -40,6 +40,7 @@ def build_problem(config: DictConfig, num_gpus: int) -> Problem:
         model = ModelShape(config.model.name, plain(config.model.hf_config))
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    _require_unchanged_gpu(config)
     engine = config.engine.name
     catalogue = engine_knobs(engine)
     arguments: dict[str, Any] = {}
@@ -51,12 +52,24 @@ def build_problem(config: DictConfig, num_gpus: int) -> Problem:
         model=model,
         engine=engine,
         engine_args=arguments,
-        gpu=config.gpu["name"],
+        gpu=config.gpu_id,
         host=_host(config.host.name, config.host.mode),
         num_gpus=num_gpus,
         timing_require=config.timing.require,
         seed=config.seed,
     )
+
+
+def one_spec(config: DictConfig) -> DeploymentSpec:
+    """The one deployment of ``revati.emulate``: every knob has a single value.
+
+    Raises:
+        ConfigError: an unknown knob, or a value that it does not take.
+    """
+    problem = build_problem(config, num_gpus=1)
+    knobs = plain(config.knobs)
+    point = {name: knob(problem.engine, name).check(name, value) for name, value in knobs.items()}
+    return problem.spec(point)
 
 
 def build_objective(config: DictConfig) -> Objective:
@@ -94,13 +107,25 @@ def build_workload(config: DictConfig) -> Workload:
 
 def _trace(workload: DictConfig) -> Workload:
     if workload.trace is None:
-        raise ConfigError("workload.trace is null; accepted: a Parquet file with arrival_s, prompt_tokens, "
-                          "output_tokens")
+        raise ConfigError(
+            "workload.trace is null; accepted: a Parquet file with arrival_s, prompt_tokens, output_tokens"
+        )
     trace = Workload.from_trace(Path(workload.trace), workload.name)
     count = workload.num_requests or len(trace)
     return Workload(
         trace.name, trace.arrival_s[:count], trace.prompt_tokens[:count], trace.output_tokens[:count]
     )
+
+
+def _require_unchanged_gpu(config: DictConfig) -> None:
+    # Interception reads the file: a setting that only this process knew would be ignored.
+    described = plain(OmegaConf.load(paths.conf_dir() / "gpu" / f"{config.gpu_id}.yaml"))
+    changed = [name for name, value in plain(config.gpu).items() if value != described.get(name)]
+    if changed:
+        raise ConfigError(
+            f"gpu.{changed[0]} cannot be set here; accepted: gpu= with a description in conf/gpu/, "
+            "where a new file describes another GPU"
+        )
 
 
 def _host(name: str, mode: str) -> HostSpec:
@@ -109,4 +134,4 @@ def _host(name: str, mode: str) -> HostSpec:
     known = sorted({path.stem for path in (paths.conf_dir() / "host").glob("*.*")})
     if mode == "table" and name not in known:
         raise unknown("host.name", name, known)
-    return HostSpec(name, mode)
+    return HostSpec(name, cast(HostMode, mode))

@@ -66,11 +66,15 @@ class Campaign:
     def finished(self) -> bool:
         return not self._running and not len(self._queue) and (self._exhausted or self._to_propose() == 0)
 
-    def next(self) -> Trial | None:
-        """The next trial to run; None when all are running or done."""
+    def has_work(self) -> bool:
+        """Whether a trial is waiting to be run, after proposing some if there are none."""
         if not len(self._queue):
             self._propose()
-        trial = self._queue.take()
+        return len(self._queue) > 0
+
+    def next(self) -> Trial | None:
+        """The next trial to run; None when all are running or done."""
+        trial = self._queue.take() if self.has_work() else None
         if trial is not None:
             self._running[trial.trial_id] = trial
         return trial
@@ -129,6 +133,4 @@ class Campaign:
     def _outcome(self, row: Row) -> Outcome:
         if row["status"] != "ok":
             return Outcome(None, ())
-        return Outcome(
-            tuple(self._objective.values(row)), tuple(self._objective.violations(row).values())
-        )
+        return Outcome(tuple(self._objective.values(row)), tuple(self._objective.violations(row).values()))

@@ -19,15 +19,17 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from revati import paths
 from revati.deployment.spec import ModelShape
 from revati.search import config as schemas
 from revati.search.errors import ConfigError
+from revati.search.knobs import DEPLOYMENT_KNOBS, ENGINE_KNOBS
 
 INTERRUPTED = 130
 _GROUPS = ("model", "engine", "gpu", "workload", "objective", "search")
@@ -172,11 +174,12 @@ def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
     """
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(paths.conf_dir())):
-            config = compose(name, overrides=list(overrides))
+            config = compose(name, overrides=list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(config)  # for ${hydra:…}
+        with open_dict(config):
+            del config["hydra"]
         if OmegaConf.is_missing(config, "model"):
-            raise ConfigError(f"no model given; accepted: +model={_accepted('model')}")
-        if not isinstance(config.gpu, DictConfig) or "name" not in config.gpu:
-            raise ConfigError("gpu: the description has no name")
+            raise ConfigError(f"no model given; accepted: +model= with one of {_accepted('model')}")
         OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingConfigException as error:
         raise _unknown_option(error) from None
@@ -211,7 +214,8 @@ def _explain(schema: type, error: Exception) -> ConfigError:
         return ConfigError(f"{key}: {_first_line(cause)}")
     fields = typing.get_type_hints(owner)
     if name not in fields:
-        near = difflib.get_close_matches(name, fields, 1)
+        knobs = set(DEPLOYMENT_KNOBS).union(*ENGINE_KNOBS.values())
+        near = [f"knobs.{name}"] if name in knobs else difflib.get_close_matches(name, fields, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         where = f"in {parent}" if parent else "at the top"
         return ConfigError(f"unknown setting {key!r}{hint}; accepted {where}: {', '.join(fields)}")

@@ -80,7 +80,8 @@ class EmulateConfig:
 
     model: ModelConfig = MISSING
     engine: EngineConfig = MISSING
-    gpu: dict[str, Any] = MISSING
+    gpu: dict[str, Any] = MISSING  # the description that interception serves from
+    gpu_id: str = "${hydra:runtime.choices.gpu}"  # the option's name, e.g. h200
     workload: WorkloadConfig = MISSING
     objective: ObjectiveConfig = MISSING
     host: HostConfig = field(default_factory=HostConfig)
@@ -103,7 +104,7 @@ class SweepConfig(EmulateConfig):
 SCHEMAS: dict[str, type] = {"sweep": SweepConfig, "emulate": EmulateConfig}
 
 # Mappings that take new names; everything else has a fixed set of fields.
-OPEN_MAPPINGS = ("knobs", "engine.args", "engine.environment", "objective.slo", "workload.lengths")
+OPEN_MAPPINGS = ("knobs", "engine.args", "objective.slo", "workload.lengths")
 
 
 def register() -> None:

@@ -36,8 +36,9 @@ class Knob:
         if self.choices:
             return ", ".join(str(choice) for choice in self.choices)
         kind = {int: "an integer", float: "a number", bool: "true, false", str: "a text"}[self.type]
-        bounds = [f">= {self.low:g}" if self.low is not None else "", f"<= {self.high:g}" if self.high else ""]
-        return " ".join([kind, *filter(None, bounds)])
+        if self.low is not None and self.high is not None:
+            return f"{kind} from {self.low:g} to {self.high:g}"
+        return kind if self.low is None else f"{kind} >= {self.low:g}"
 
 
 # Of the deployment rather than of an engine.

@@ -37,10 +37,11 @@ def command(spec: DeploymentSpec, served: str) -> list[str]:
         raise NotImplementedError(f"no launch command for {spec.replicas} replicas of {spec.engine}")
     arguments: dict[str, Any] = {
         "tensor_parallel_size": spec.tensor_parallel_size,
-        "pipeline_parallel_size": spec.pipeline_parallel_size,
         "dtype": spec.model.dtype,
         **spec.engine_args,
     }
+    if spec.pipeline_parallel_size > 1:
+        arguments["pipeline_parallel_size"] = spec.pipeline_parallel_size
     return [f"vllm serve {shlex.quote(served)}", *(_option(name, value) for name, value in arguments.items())]
 
 

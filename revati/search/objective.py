@@ -52,7 +52,9 @@ class Objective:
             names.append(name)
             directions.append(direction or natural_direction(name))
         if len(set(names)) < len(names):
-            raise ConfigError("objective.metrics names one metric twice; accepted: two or three different ones")
+            raise ConfigError(
+                "objective.metrics names one metric twice; accepted: two or three different ones"
+            )
         for name, bound in slo.items():
             if name not in METRIC_COLUMNS:
                 raise unknown("SLO metric", name, METRIC_COLUMNS)
@@ -71,7 +73,8 @@ class Objective:
     def losses(self, rows: Sequence[Mapping[str, float | None]]) -> FloatArray:
         """The same, signed so that lower is better; shape (rows, objectives)."""
         signs = np.array([-1.0 if direction == "max" else 1.0 for direction in self.directions])
-        return np.array([self.values(row) for row in rows]).reshape(len(rows), len(signs)) * signs
+        values = np.array([self.values(row) for row in rows], np.float64)
+        return np.asarray(values.reshape(len(rows), len(signs)) * signs, np.float64)
 
     def violations(self, row: Mapping[str, float | None]) -> dict[str, float]:
         """For each bound by which share it is broken; at most 0 where it is kept, inf where unknown."""

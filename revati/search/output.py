@@ -67,8 +67,8 @@ def require_same_sweep(folder: Path, config: DictConfig) -> None:
     ]
     if changed:
         raise ConfigError(
-            f"{folder} holds a sweep with other {', '.join(changed)}; accepted: another output_dir, or changes "
-            f"of {', '.join(sorted(_MAY_CHANGE - {'output_dir'}))}"
+            f"{folder} holds a sweep with other {', '.join(changed)}; "
+            f"accepted: another output_dir, or changes of {', '.join(sorted(_MAY_CHANGE - {'output_dir'}))}"
         )
 
 
@@ -81,7 +81,9 @@ def write_results(
     ledger: Ledger,
 ) -> str:
     """Write trials.parquet, pareto.csv, report.html and recommended/; return a summary to print."""
-    ok = [(point, row) for point, row in zip(ledger.points, ledger.rows, strict=True) if row["status"] == "ok"]
+    ok = [
+        (point, row) for point, row in zip(ledger.points, ledger.rows, strict=True) if row["status"] == "ok"
+    ]
     rows = [row for _, row in ok]
     front = objective.front(rows)
     best = objective.best(rows)
@@ -106,7 +108,7 @@ def write_results(
             objective=objective,
             knobs=list(space.domains),
             front=front_ids,
-            recommended=recommended and recommended["trial_id"],
+            recommended=None if recommended is None else recommended["trial_id"],
             script=script,
             title=f"{problem.model.name} on {problem.gpu}",
             facts=_facts(config, problem),
@@ -132,7 +134,11 @@ def _facts(config: DictConfig, problem: Problem) -> dict[str, str]:
 
 
 def _write_pareto(
-    path: Path, rows: list[dict[str, Any]], objective: Objective, space: SearchSpace, best: dict[str, Any] | None
+    path: Path,
+    rows: list[dict[str, Any]],
+    objective: Objective,
+    space: SearchSpace,
+    best: dict[str, Any] | None,
 ) -> None:
     names = ["trial_id", *space.domains, "num_gpus", *objective.metrics]
     names += [name for name in [*objective.slo, *SHARE_COLUMNS] if name not in names]
@@ -164,7 +170,9 @@ def _write_recommended(
     launch.chmod(launch.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
     metrics = [*objective.metrics, *(name for name in objective.slo if name not in objective.metrics)]
     lines = "\n".join(f"- {format_metric(name, best)}{_bound(objective, name)}" for name in metrics)
-    shares = ", ".join(f"{name.removeprefix('gpu_time_share_')} {best.get(name) or 0:.0%}" for name in SHARE_COLUMNS)
+    shares = ", ".join(
+        f"{name.removeprefix('gpu_time_share_')} {best.get(name) or 0:.0%}" for name in SHARE_COLUMNS
+    )
     _replace(
         folder / "README.md",
         f"# Trial {best['trial_id']}\n\n`sh launch.sh` serves it. Best {objective.primary} among the "

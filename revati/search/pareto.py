@@ -35,8 +35,8 @@ def is_pareto_front(values: npt.ArrayLike) -> BoolArray:
     points = np.asarray(values, dtype=np.float64)
     if points.ndim != 2:
         raise ValueError(f"expected shape (trials, objectives), got {points.shape}")
-    measured = ~np.isnan(points).any(axis=1)
-    front = measured.copy()
+    measured: BoolArray = np.logical_not(np.isnan(points).any(axis=1))
+    front: BoolArray = measured.copy()
     for index in np.flatnonzero(measured):
         no_worse = (points[front] <= points[index]).all(axis=1)
         better = (points[front] < points[index]).any(axis=1)

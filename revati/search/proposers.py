@@ -63,7 +63,14 @@ class OptunaProposer:
     """
 
     def __init__(
-        self, space: SearchSpace, objective: Objective, algorithm: str, seed: int, startup: int, population: int
+        self,
+        space: SearchSpace,
+        objective: Objective,
+        algorithm: str,
+        *,
+        seed: int,
+        startup: int,
+        population: int,
     ) -> None:
         import optuna
 
@@ -79,13 +86,9 @@ class OptunaProposer:
         self._rng = random.Random(seed)
         sampler: Any
         if algorithm == "tpe":
-            sampler = optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=startup, multivariate=True, constraints_func=_constraints
-            )
+            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True)
         else:
-            sampler = optuna.samplers.NSGAIISampler(
-                seed=seed, population_size=population, constraints_func=_constraints
-            )
+            sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=population)
         names = {"max": "maximize", "min": "minimize"}
         self._study = optuna.create_study(
             sampler=sampler, directions=[names[direction] for direction in objective.directions]
@@ -141,7 +144,8 @@ class OptunaProposer:
         else:
             values = list(outcome.values)
             violations = list(outcome.violations) or [0.0]
-        trial.set_user_attr("violations", [min(value, 1e9) for value in violations])
+        for index, violation in enumerate(violations):
+            trial.set_constraint(str(index), min(violation, 1e9))
         self._study.tell(trial, values)
 
     def _to_point(self, params: dict[str, Any]) -> Point:
@@ -177,7 +181,7 @@ def make_proposer(
     if algorithm == "random":
         return ListProposer(_draw_distinct(space, num_trials, random.Random(seed)))
     if algorithm in ALGORITHMS:
-        return OptunaProposer(space, objective, algorithm, seed, startup, population)
+        return OptunaProposer(space, objective, algorithm, seed=seed, startup=startup, population=population)
     raise unknown("search algorithm", algorithm, ALGORITHMS)
 
 
@@ -202,8 +206,3 @@ def _distribution(domain: Choice | Range) -> Any:
             int(domain.low), int(domain.high), log=domain.log, step=1 if domain.log else domain.step or 1
         )
     return distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
-
-
-def _constraints(trial: Any) -> Sequence[float]:
-    violations: Sequence[float] = trial.user_attrs["violations"]
-    return violations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -71,7 +72,9 @@ def run_campaign(
         KeyboardInterrupt: on SIGINT or SIGTERM, after cleaning up.
     """
     os.environ.update(_QUIET)
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    # A token of this sweep's own: by default Ray would leave one in the home folder.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with (
         _interruptible(),
         _session_dir() as session,
@@ -84,6 +87,7 @@ def run_campaign(
 def _fit(campaign: Campaign, setup: TrialSetup, socket_path: Path, session: Path, concurrency: int) -> None:
     from ray import tune
 
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it misses the result files it need not write
     fixed = {
         "runner": setup.runner,
         "socket_path": str(socket_path),
@@ -221,7 +225,7 @@ def _ray(session: Path, concurrency: int, dashboard: bool, say: Callable[[str], 
         )
         _handle_signals(_interrupt)  # Ray has put its own in their place
         if context.dashboard_url:
-            say(f"Ray dashboard: http://{context.dashboard_url}")
+            say(f"Ray dashboard: http://{context.dashboard_url}, token {os.environ['RAY_AUTH_TOKEN']}")
         yield
     finally:
         # A second Ctrl-C must not leave half of it behind.

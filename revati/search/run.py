@@ -9,7 +9,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from revati.deployment.spec import DeploymentSpec
 from revati.search import output
 from revati.search.build import build_objective, build_problem, build_workload, plain
 from revati.search.campaign import Campaign
@@ -114,9 +113,10 @@ def run_sweep(config: DictConfig, folder: Path, overrides: list[str], runner: st
         started = time.monotonic()
         interrupted = False
         try:
-            run_campaign(
-                campaign, setup, concurrency=concurrency, dashboard=config.ray.dashboard, say=progress.say
-            )
+            if campaign.has_work():
+                run_campaign(
+                    campaign, setup, concurrency=concurrency, dashboard=config.ray.dashboard, say=progress.say
+                )
         except KeyboardInterrupt:
             interrupted = True
         summary = output.write_results(folder, config, sweep.problem, sweep.objective, sweep.space, ledger)
@@ -135,7 +135,7 @@ def _headline(sweep: Sweep, folder: Path, concurrency: int, done: int) -> str:
         f"{sweep.problem.model.name} on {sweep.problem.gpu} with {sweep.problem.engine}: {total} trials"
         f"{resumed} by {sweep.algorithm} over {', '.join(sweep.space.domains)}; "
         f"{len(sweep.workload)} requests each, {concurrency} at a time.\n"
-        f"The first trial of each engine setting includes the engine's start, about a minute. Output: {folder}"
+        f"The first trial of each engine setting includes an engine start, about a minute.\nOutput: {folder}"
     )
 
 
@@ -156,16 +156,3 @@ def _proposer(sweep: Sweep, config: DictConfig, done: int) -> Proposer:
 def _batch(algorithm: str, population: int) -> int:
     """Points to propose at a time: all that are known beforehand, few where results guide the next."""
     return {"grid": 1 << 30, "random": 1 << 30, "nsga2": population}.get(algorithm, 4)
-
-
-def one_spec(config: DictConfig) -> DeploymentSpec:
-    """The one deployment of ``revati.emulate``: every knob has a single value.
-
-    Raises:
-        ConfigError: an unknown knob, or a value that it does not take.
-    """
-    from revati.search.knobs import knob
-
-    problem = build_problem(config, num_gpus=1)
-    knobs = plain(config.knobs)
-    return problem.spec({name: knob(problem.engine, name).check(name, value) for name, value in knobs.items()})
