@@ -12,7 +12,8 @@ namespace revati {
 namespace {
 
 ns_t clock_ns = 0;
-bool clocks_are_virtual = false;
+// Per thread: helper threads that wait with the kernel's timeouts must not see a clock that stands still.
+thread_local bool clocks_are_virtual = false;
 ns_t epoch_ns[2] = {0, 0};  // real time at virtual zero: CLOCK_REALTIME, all others
 
 // A host phase: the engine code between two points, whose cost a host table knows.  Its CUDA calls see time
@@ -71,13 +72,15 @@ REVATI_API void revati_phase_begin(int tag, int64_t cost_ns) {
   phase = {true, tag, cost_ns, 0, cost_ns / (calls + 1), 0};
 }
 
-REVATI_API void revati_phase_end() {
-  clock_ns += phase.cost - phase.used;
+// `actual_cost_ns` < 0: the cost announced at the beginning; else what the phase turned out to cost.
+REVATI_API void revati_phase_end(int64_t actual_cost_ns) {
+  const ns_t cost = actual_cost_ns < 0 ? phase.cost : actual_cost_ns;
+  clock_ns += std::max<ns_t>(0, cost - phase.used);
   calls_by_tag[phase.tag] = phase.calls;
   phase.active = false;
 }
 
-// From here on the process's clocks show virtual time, continuing from the present.
+// From here on this thread's clocks show virtual time, continuing from the present.
 REVATI_API void revati_clocks_virtual(int enable) {
   epoch_ns[0] = real_clock(CLOCK_REALTIME) - clock_ns;
   epoch_ns[1] = real_clock(CLOCK_MONOTONIC) - clock_ns;

@@ -1,0 +1,139 @@
+"""One replica and its frontend as a discrete-event loop on two virtual cores.
+
+The engine core and the frontend are processes of their own in a real deployment.  Here one thread runs
+both: whichever virtual core is behind goes on, so nothing is received before it was sent.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from revati.engines.base import Replica, Request, RequestOutput
+from revati.interception.core import NativeCore
+from revati.virtual_time.host import IDLE_STEP, HostCosts, StepShape
+from revati.workload import Workload
+
+NS_PER_S = 1_000_000_000
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """What the client and the engine saw of one request, in virtual seconds from the run's start."""
+
+    arrival_s: float
+    submitted_s: float = float("nan")
+    queued_s: float = float("nan")
+    scheduled_s: float = float("nan")
+    engine_first_token_s: float = float("nan")
+    engine_last_token_s: float = float("nan")
+    token_times_s: list[float] = field(default_factory=list)
+
+
+def make_requests(workload: Workload, vocab_size: int, seed: int) -> list[Request]:
+    """Random prompts without shared prefixes, as many tokens as the workload says."""
+    rng = np.random.default_rng(seed)
+    return [
+        Request(index, rng.integers(0, vocab_size, int(prompt)).tolist(), int(output))
+        for index, (prompt, output) in enumerate(
+            zip(workload.prompt_tokens, workload.output_tokens, strict=True)
+        )
+    ]
+
+
+class InProcessDeployment:
+    """Serves one workload with one replica.
+
+    Args:
+        replica: the engine; its code runs on the native clock, which is the engine's virtual core.
+        core: that clock.
+        costs: frontend phases are charged from it.
+    """
+
+    def __init__(self, replica: Replica, core: NativeCore, costs: HostCosts) -> None:
+        self._replica, self._core, self._costs = replica, core, costs
+        self._start_ns = core.now_ns()
+        self._frontend_ns = self._start_ns
+        self._inbox: deque[tuple[int, Request]] = deque()  # sent to the engine: (arrival there, request)
+        self._outbox: list[tuple[int, int, Sequence[RequestOutput]]] = []  # sent by the engine
+
+    def serve(self, requests: Sequence[Request], arrival_s: Sequence[float]) -> list[RequestRecord]:
+        """Run until every request has finished; returns records in the order of ``requests``."""
+        records = [RequestRecord(float(arrival)) for arrival in arrival_s]
+        arrivals = deque(sorted(range(len(requests)), key=lambda i: (arrival_s[i], i)))
+        unfinished, sequence = len(requests), 0
+        while unfinished:
+            arrival_ns = self._to_ns(arrival_s[arrivals[0]]) if arrivals else None
+            output_ns = self._outbox[0][0] if self._outbox else None
+            frontend_ns = min(
+                (max(self._frontend_ns, ns) for ns in (arrival_ns, output_ns) if ns is not None), default=None
+            )
+            engine_ns = self._engine_ready_ns()
+            if frontend_ns is not None and (engine_ns is None or frontend_ns <= engine_ns):
+                if output_ns is not None and (arrival_ns is None or output_ns <= arrival_ns):
+                    sent_ns, _, outputs = heapq.heappop(self._outbox)
+                    unfinished -= self._deliver(sent_ns, outputs, records)
+                else:
+                    index = arrivals.popleft()
+                    self._submit(frontend_ns, requests[index], records[index])
+            elif engine_ns is not None:
+                outputs = self._step(engine_ns)
+                if outputs:
+                    sequence += 1
+                    heapq.heappush(self._outbox, (self._core.now_ns(), sequence, outputs))
+            else:
+                raise RuntimeError(f"{unfinished} requests never finish: the engine is idle")
+        return records
+
+    def _engine_ready_ns(self) -> int | None:
+        if self._replica.has_work():
+            return self._core.now_ns()
+        return max(self._core.now_ns(), self._inbox[0][0]) if self._inbox else None
+
+    def _step(self, ready_ns: int) -> Sequence[RequestOutput]:
+        self._core.set_ns(ready_ns)
+        while self._inbox and self._inbox[0][0] <= self._core.now_ns():
+            self._replica.add(self._inbox.popleft()[1])
+        return self._replica.step()
+
+    def _submit(self, now_ns: int, request: Request, record: RequestRecord) -> None:
+        self._frontend_ns = now_ns + self._cost("frontend_submit", IDLE_STEP)
+        record.submitted_s = self._to_s(self._frontend_ns)
+        self._inbox.append((self._frontend_ns + self._cost("ipc", IDLE_STEP), request))
+
+    def _deliver(self, sent_ns: int, outputs: Sequence[RequestOutput], records: list[RequestRecord]) -> int:
+        """Hand a step's tokens to their clients; returns how many requests finished."""
+        step = StepShape(num_reqs=len(outputs))
+        lag_ns = self._cost("frontend_token", step)
+        # A later message waits for the frontend to finish with this one.
+        self._frontend_ns = max(self._frontend_ns, sent_ns) + lag_ns
+        finished = 0
+        for output in outputs:
+            record = records[output.index]
+            now_s = self._to_s(self._frontend_ns)
+            record.token_times_s.extend([now_s] * output.new_tokens)
+            if len(record.token_times_s) == output.new_tokens:
+                record.engine_first_token_s = self._to_s(sent_ns)
+            if output.queued_s is not None:
+                record.queued_s = output.queued_s
+            if output.scheduled_s is not None:
+                record.scheduled_s = output.scheduled_s
+            if output.finished:
+                record.engine_last_token_s = self._to_s(sent_ns)
+                finished += 1
+        return finished
+
+    def _cost(self, phase: str, step: StepShape) -> int:
+        cost = self._costs.phase_ns(phase, step)
+        assert cost is not None, f"{phase} has no cost without running it"
+        return cost
+
+    def _to_ns(self, seconds: float) -> int:
+        return self._start_ns + int(seconds * NS_PER_S)
+
+    def _to_s(self, ns: int) -> float:
+        return (ns - self._start_ns) / NS_PER_S

@@ -1,0 +1,48 @@
+"""What a deployment needs of an engine: a replica that takes requests and steps in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class InfeasibleError(Exception):
+    """The engine cannot run this configuration (memory, GPU count, …); the message is its own reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as a client sends it; ``index`` identifies it in the workload."""
+
+    index: int
+    prompt_token_ids: list[int]
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """New tokens of one request, with the engine's own timestamps in virtual seconds once finished."""
+
+    index: int
+    new_tokens: int
+    finished: bool
+    queued_s: float | None = None
+    scheduled_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+
+
+class Replica(Protocol):
+    """One engine; every method runs on, and advances, the virtual core of the engine."""
+
+    @property
+    def kv_cache_blocks(self) -> int: ...
+
+    def add(self, request: Request) -> None:
+        """Take a request out of the input queue."""
+
+    def has_work(self) -> bool: ...
+
+    def step(self) -> Sequence[RequestOutput]:
+        """Run one engine step; returns what it sends to the frontend, possibly nothing."""

@@ -1,0 +1,136 @@
+"""A vLLM engine core and its request processing, driven step by step in virtual time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.sampling_params import RequestOutputKind
+from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine import EngineCoreEventType, EngineCoreRequest
+from vllm.v1.engine.core import EngineCore
+from vllm.v1.engine.input_processor import InputProcessor
+
+from revati.deployment.spec import DeploymentSpec
+from revati.engines.base import InfeasibleError, Request, RequestOutput
+from revati.engines.vllm.executor import EmulatedExecutor
+from revati.engines.vllm.settings import engine_arguments
+from revati.engines.vllm.shortcuts import skip_irrelevant_warmups
+from revati.timing.attach import LaunchPricing
+from revati.virtual_time.host import IDLE_STEP, HostMeter
+
+
+class VllmReplica:
+    """One vLLM engine with the OpenAI server's default settings, in this process.
+
+    Raises:
+        InfeasibleError: vLLM refuses the configuration.
+    """
+
+    def __init__(self, spec: DeploymentSpec, model_folder: Path, pricing: LaunchPricing, meter: HostMeter) -> None:
+        skip_irrelevant_warmups()
+        EmulatedExecutor.attach(pricing, meter)
+        self._meter = meter
+        try:
+            arguments = engine_arguments(spec, model_folder)
+            config = EngineArgs(
+                **arguments, distributed_executor_backend=EmulatedExecutor
+            ).create_engine_config(UsageContext.OPENAI_API_SERVER)
+            self.core = EngineCore(config, EmulatedExecutor, log_stats=True)
+        except (ValueError, RuntimeError) as error:
+            # torch.OutOfMemoryError is a RuntimeError, configuration errors are ValueErrors.
+            raise InfeasibleError(f"{type(error).__name__}: {error}") from error
+        self.config = config
+        self._inputs = InputProcessor(config)
+        self._events: dict[str, dict[EngineCoreEventType, float]] = {}
+        self._last_step = IDLE_STEP  # whose outputs were handled last
+        scheduler = self.core.scheduler
+        scheduler.schedule = self._timed_schedule(scheduler.schedule)  # type: ignore[method-assign]
+        scheduler.update_from_output = self._timed_update(scheduler.update_from_output)  # type: ignore[method-assign]
+
+    @property
+    def executor(self) -> EmulatedExecutor:
+        executor = self.core.model_executor
+        assert isinstance(executor, EmulatedExecutor)
+        return executor
+
+    @property
+    def kv_cache_blocks(self) -> int:
+        return int(self.config.cache_config.num_gpu_blocks or 0)
+
+    def add(self, request: Request) -> None:
+        """Take one request out of the input queue: validate it as the frontend does, then queue it."""
+        with self._meter.phase("input", IDLE_STEP):
+            self.core.add_request(*self.core.preprocess_add_request(self._engine_request(request)))
+
+    def has_work(self) -> bool:
+        return self.core.scheduler.has_requests() or bool(self.core.batch_queue)
+
+    def step(self) -> Sequence[RequestOutput]:
+        outputs, executed = self.core.step_fn()
+        self.core.post_step(executed)
+        sent: list[RequestOutput] = []
+        for client_outputs in (outputs or {}).values():
+            sent.extend(self._output(output) for output in client_outputs.outputs)
+        if sent:
+            self._meter.charge("output", self._last_step)
+        return sent
+
+    def reset(self) -> None:
+        """Forget the prefix cache, as between two measurements on one server."""
+        self.core.reset_prefix_cache()
+
+    def _engine_request(self, request: Request) -> EngineCoreRequest:
+        parameters = SamplingParams(
+            temperature=0.0,
+            max_tokens=request.output_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        return self._inputs.process_inputs(
+            str(request.index), {"prompt_token_ids": request.prompt_token_ids}, parameters, ("generate",)
+        )
+
+    def _output(self, output: Any) -> RequestOutput:
+        events = self._events.setdefault(output.request_id, {})
+        for event in output.events or ():
+            events.setdefault(event.type, event.timestamp)
+        finished = output.finished
+        if finished:
+            self._events.pop(output.request_id)
+        return RequestOutput(
+            index=int(output.request_id),
+            new_tokens=len(output.new_token_ids),
+            finished=finished,
+            queued_s=events.get(EngineCoreEventType.QUEUED),
+            scheduled_s=events.get(EngineCoreEventType.SCHEDULED),
+        )
+
+    # What a phase costs depends on the batch, which is known after scheduling and until the update.
+    def _timed_schedule(self, schedule: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(schedule)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begin = self._meter.cpu_ns()
+            output = schedule(*args, **kwargs)
+            spent_ns = self._meter.cpu_ns() - begin
+            self._meter.charge("schedule", self.executor.shape_of(output), spent_ns)
+            return output
+
+        return timed
+
+    def _timed_update(self, update: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(update)
+        def timed(scheduler_output: Any, model_output: Any) -> Any:
+            begin = self._meter.cpu_ns()
+            outputs = update(scheduler_output, model_output)
+            spent_ns = self._meter.cpu_ns() - begin
+            self._last_step = self.executor.retire(scheduler_output)
+            self._meter.charge("update", self._last_step, spent_ns)
+            return outputs
+
+        return timed

@@ -1,0 +1,50 @@
+"""How vLLM is started under emulation: environment, arguments, and the same for a real launch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from revati.deployment.spec import DeploymentSpec
+
+# What the emulated deployment assumes of a real one; belongs into the launch command.
+# Symmetric-memory collectives need NVLink multicast, and no kernel of FlashInfer has been measured yet.
+DEPLOYMENT_ENVIRONMENT = {
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
+}
+
+# Only for running without a GPU and a network.
+EMULATION_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_SKIP_P2P_CHECK": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_DEEP_GEMM_WARMUP": "skip",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+}
+
+
+def write_model_folder(spec: DeploymentSpec, folder: Path) -> Path:
+    """Write the model's ``config.json``, which is all that vLLM needs with dummy weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(spec.model.hf_config))
+    return folder
+
+
+def engine_arguments(spec: DeploymentSpec, model_folder: Path) -> dict[str, Any]:
+    """Keyword arguments of `vllm.EngineArgs` for one replica."""
+    return {
+        "model": str(model_folder),
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "tensor_parallel_size": spec.tensor_parallel_size,
+        "pipeline_parallel_size": spec.pipeline_parallel_size,
+        "seed": spec.seed,
+        **spec.engine_args,
+    }

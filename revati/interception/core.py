@@ -1,0 +1,117 @@
+"""Binding to the native core: the virtual clock and the price list of launches."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from revati.interception.preload import CORE_LIBRARY
+
+_PROVENANCES, _FAMILIES = 8, 32  # capacities of the native counters
+
+
+class Work(IntEnum):
+    """Which duration a launch has: its own, or that of the current batch's attention."""
+
+    FIXED = 0
+    ATTENTION = 1
+    ATTENTION_COMBINE = 2
+
+
+class LaunchType(IntEnum):
+    KERNEL = 0
+    GEMM = 1
+    COLLECTIVE = 2
+    COPY = 3
+
+
+class LaunchKey(ctypes.Structure):
+    """What interception sees of a launch (``revati::LaunchKey``)."""
+
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("type", ctypes.c_int32),
+        ("grid", ctypes.c_int32 * 3),
+        ("block", ctypes.c_int32 * 3),
+        ("shared_bytes", ctypes.c_int64),
+        ("m", ctypes.c_int64),
+        ("n", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("batch", ctypes.c_int64),
+        ("bytes", ctypes.c_int64),
+        ("ranks", ctypes.c_int32),
+        ("num_tokens", ctypes.c_int32),
+    ]
+
+
+class Cost(ctypes.Structure):
+    """A resolver's answer (``revati::Cost``)."""
+
+    _fields_ = [
+        ("duration_ns", ctypes.c_int64),
+        ("work", ctypes.c_int32),
+        ("provenance", ctypes.c_int32),
+        ("family", ctypes.c_int32),
+        ("per_tokens", ctypes.c_int32),
+    ]
+
+
+_Resolver = ctypes.CFUNCTYPE(None, ctypes.POINTER(LaunchKey), ctypes.POINTER(Cost))
+
+
+@dataclass(frozen=True, slots=True)
+class GpuTime:
+    """GPU time since the last reset, by index of provenance and of kernel family."""
+
+    ns_by_provenance: list[int]
+    launches_by_provenance: list[int]
+    ns_by_family: list[int]
+
+
+class NativeCore:
+    """The process's one native core; the stand-ins of this process share its state.
+
+    Raises:
+        RuntimeError: when the process was not started with the stand-ins preloaded.
+    """
+
+    def __init__(self) -> None:
+        self._lib = lib = ctypes.CDLL(str(CORE_LIBRARY))
+        try:
+            ctypes.CDLL(None).revati_clock_now
+        except AttributeError:
+            raise RuntimeError("the native stand-ins are not preloaded into this process") from None
+        lib.revati_clock_now.restype = ctypes.c_int64
+        for name in ("clock_set", "clock_advance", "phase_end"):
+            getattr(lib, f"revati_{name}").argtypes = [ctypes.c_int64]
+        lib.revati_phase_begin.argtypes = [ctypes.c_int, ctypes.c_int64]
+        lib.revati_set_gaps.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
+        lib.revati_set_attention.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_int]
+        self._resolver: object = None
+        self.now_ns: Callable[[], int] = lib.revati_clock_now
+        self.set_ns: Callable[[int], None] = lib.revati_clock_set
+        self.advance_ns: Callable[[int], None] = lib.revati_clock_advance
+        self.phase_begin: Callable[[int, int], None] = lib.revati_phase_begin
+        self.phase_end: Callable[[int], None] = lib.revati_phase_end
+        self.set_attention: Callable[[int, int, int, int], None] = lib.revati_set_attention
+        self.set_gaps: Callable[[int, int, int], None] = lib.revati_set_gaps
+        self.reset_counters: Callable[[], None] = lib.revati_reset_counters
+
+    def set_resolver(self, resolve: Callable[[LaunchKey, Cost], None]) -> None:
+        """Ask ``resolve`` once per distinct launch; it fills the cost in place."""
+        callback = _Resolver(lambda key, cost: resolve(key.contents, cost.contents))
+        self._resolver = callback  # the native side keeps no reference
+        self._lib.revati_set_resolver(callback)
+
+    def show_virtual_time(self, enable: bool) -> None:
+        """Let the clocks that this thread reads show virtual time, going on from the present."""
+        self._lib.revati_clocks_virtual(int(enable))
+
+    def gpu_time(self) -> GpuTime:
+        times = (ctypes.c_int64 * _PROVENANCES)()
+        launches = (ctypes.c_int64 * _PROVENANCES)()
+        families = (ctypes.c_int64 * _FAMILIES)()
+        self._lib.revati_gpu_time(times, launches, families)
+        return GpuTime(list(times), list(launches), list(families))

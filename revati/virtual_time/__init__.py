@@ -1,0 +1,1 @@
+"""Virtual time: what the host's work costs, and whose clock moves."""

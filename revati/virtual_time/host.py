@@ -1,0 +1,136 @@
+"""What a phase of an engine step costs on the target's host: from a table, measured here, or nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from revati.interception.core import NativeCore
+from revati.virtual_time.host_table import HostTable
+
+Phase = Literal["input", "schedule", "execute", "sample", "wake", "update", "output"]
+FrontendPhase = Literal["frontend_submit", "ipc", "frontend_token"]
+StepKind = Literal["full", "piecewise", "compiled", "eager", "idle"]
+
+_PHASES: tuple[Phase, ...] = ("input", "schedule", "execute", "sample", "wake", "update", "output")
+_KINDS: tuple[StepKind, ...] = ("full", "piecewise", "compiled", "eager", "idle")
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What a host table needs to know of an engine step: its kind (how the model ran) and its sizes."""
+
+    kind: StepKind = "idle"
+    num_reqs: int = 0
+    num_tokens: int = 0
+    num_prefills: int = 0
+
+
+IDLE_STEP = StepShape()
+
+
+class HostCosts(Protocol):
+    """Cost of a host phase in ns, or None where only running it tells."""
+
+    def phase_ns(self, phase: str, step: StepShape) -> int | None: ...
+
+
+class FreeHost:
+    """Charges nothing."""
+
+    def phase_ns(self, phase: str, step: StepShape) -> int | None:
+        return 0
+
+
+class TableHost:
+    """A host table measured on the target.
+
+    Args:
+        table: the table.
+        num_layers: decoder layers that one worker runs.
+        tp: tensor-parallel ranks; a step ends with the slowest one.
+    """
+
+    def __init__(self, table: HostTable, num_layers: int, tp: int) -> None:
+        self._table, self._num_layers, self._tp = table, num_layers, tp
+
+    def phase_ns(self, phase: str, step: StepShape) -> int | None:
+        cost_us = self._table.phase_us(
+            phase,
+            step.kind,
+            step.num_reqs,
+            step.num_tokens,
+            step.num_prefills,
+            self._num_layers,
+            self._tp,
+        )
+        return int(cost_us * 1e3)
+
+
+class MeasuredHost:
+    """Engine phases cost their own CPU time here times a factor; frontend lags come from a table.
+
+    A lag between processes is no CPU time of this one, so it cannot be measured by running it here.
+
+    Args:
+        factor: the target core's time for the same work relative to this machine's.
+    """
+
+    def __init__(self, frontend: HostCosts, factor: float) -> None:
+        self._frontend = frontend
+        self.factor = factor
+
+    def phase_ns(self, phase: str, step: StepShape) -> int | None:
+        return None if phase in ("schedule", "execute", "sample", "update") else self._frontend.phase_ns(phase, step)
+
+
+class HostMeter:
+    """Runs phases on the virtual clock.
+
+    Launches inside a phase see its time pass evenly; see ``clock.cpp``.
+    """
+
+    def __init__(self, core: NativeCore, costs: HostCosts) -> None:
+        self._core, self.costs = core, costs
+        self._factor = costs.factor if isinstance(costs, MeasuredHost) else 0.0
+        self._last_ns: dict[int, int] = {}
+        self._measures = isinstance(costs, MeasuredHost)
+        self.excluded_ns = 0  # CPU time of our own inside a phase, such as predictions
+
+    def cpu_ns(self) -> int:
+        """CPU time of this thread, less our own; 0 where nobody asks for it (the reading costs 0.5 µs)."""
+        return time.thread_time_ns() - self.excluded_ns if self._measures else 0
+
+    @contextmanager
+    def excluded(self) -> Iterator[None]:
+        """Work of the emulator itself, which no engine on the target would do."""
+        begin = self.cpu_ns()
+        yield
+        self.excluded_ns += self.cpu_ns() - begin
+
+    @contextmanager
+    def phase(self, phase: Phase, step: StepShape) -> Iterator[None]:
+        tag = _PHASES.index(phase) * len(_KINDS) + _KINDS.index(step.kind)
+        cost_ns = self.costs.phase_ns(phase, step)
+        if cost_ns is not None:
+            self._core.phase_begin(tag, cost_ns)
+            try:
+                yield
+            finally:
+                self._core.phase_end(-1)
+            return
+        self._core.phase_begin(tag, self._last_ns.get(tag, 0))
+        begin = self.cpu_ns()
+        try:
+            yield
+        finally:
+            self._last_ns[tag] = int((self.cpu_ns() - begin) * self._factor)
+            self._core.phase_end(self._last_ns[tag])
+
+    def charge(self, phase: Phase, step: StepShape, spent_ns: int = 0) -> None:
+        """Charge a phase after the fact; ``spent_ns`` is the CPU time it took here, if it ran code."""
+        cost_ns = self.costs.phase_ns(phase, step)
+        self._core.advance_ns(int(spent_ns * self._factor) if cost_ns is None else cost_ns)
