@@ -236,7 +236,8 @@ def _ray(session: Path, concurrency: int, dashboard: bool, say: Callable[[str], 
 @contextmanager
 def _session_dir() -> Iterator[Path]:
     # Ray puts Unix sockets below it, whose paths may have 107 characters at most.
-    session = Path(tempfile.mkdtemp(prefix="revati-", dir="/tmp"))
+    base = tempfile.gettempdir()
+    session = Path(tempfile.mkdtemp(prefix="revati-", dir=base if len(base) <= 24 else "/tmp"))
     try:
         yield session
     finally:
