@@ -1,0 +1,34 @@
+# Usual commands; `just` lists them.
+
+python := ".venv/bin/python"
+
+_default:
+    @just --list
+
+# Create .venv with the engine and the development tools
+setup:
+    python3 -m venv .venv
+    {{python}} -m pip install -q -e '.[vllm,dev]'
+
+# Quick tests; pass arguments on to pytest
+test *arguments="-m 'not slow'":
+    {{python}} -m pytest {{arguments}}
+
+# Lint and type-check
+lint:
+    .venv/bin/ruff check .
+    .venv/bin/ruff format --check .
+    .venv/bin/mypy
+
+# Put code into shape
+format:
+    .venv/bin/ruff check --fix .
+    .venv/bin/ruff format .
+
+# Search for deployments of a model
+sweep model="llama13b" *arguments="":
+    {{python}} -m revati.sweep +model={{model}} {{arguments}}
+
+# What CI runs
+ci:
+    .ci/run
