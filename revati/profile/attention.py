@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from revati.profile.parts import Row, summary
-from revati.profile.recorder import GpuEvent, record, split_at_marks
+from revati.profile.recorder import GpuEvent, between_calls, record, split_at_marks
 from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN
 
 BLOCK_TOKENS = 16
@@ -26,12 +26,20 @@ GRAPH_MAX_TOKENS = 512
 GRAPH_MAX_CONTEXT = 8192
 MAX_BATCH_CONTEXT = 400_000
 MAX_QUERY_TOKENS = 8192
+DECODE_CONTEXTS = (
+    *(16, 64, 128, 192, 256, 320, 384, 448, 512, 640, 768),
+    *(1024, 1280, 1536, 2048, 3072, 4096, 8192),
+)
+MIXED_PROMPTS = (
+    *((30,), (80,), (128,), (240,), (400, 120), (700,), (1024,), (240,) * 5),
+    *((2048,), (500, 900, 200), (240,) * 16, (4096,), (300,) * 24, (7000,)),
+)
 PREFILL_TOKENS = (
     *(16, 32, 64, 96, 128, 192, 256, 384, 512, 768),
     *(1024, 1280, 1536, 2048, 3072, 4096, 6144, 8192),
 )
 WARMUPS = 1
-REPEATS = 3
+REPEATS = 5
 BATCHES_PER_RECORDING = 100
 
 
@@ -44,7 +52,7 @@ class Batch:
 
 def decode_batches() -> Iterator[Batch]:
     for batch in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512):
-        for context in (16, 64, 128, 256, 400, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192):
+        for context in DECODE_CONTEXTS:
             if batch * context <= MAX_BATCH_CONTEXT:
                 yield Batch("graph", (1,) * batch, (context,) * batch)
     for batch in (1, 4, 16, 32, 64, 128, 256, 512, 768, 1024):
@@ -56,8 +64,32 @@ def decode_batches() -> Iterator[Batch]:
 def ragged_decode_batches() -> Iterator[Batch]:
     """Lognormal contexts, as a serving batch has them."""
     draw = random.Random(1)
-    for batch in (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 384, 512):
-        for mean, sigma in ((250, 0.8), (600, 0.6), (1200, 1.0)):
+    for batch in (
+        2,
+        3,
+        4,
+        6,
+        8,
+        12,
+        16,
+        20,
+        24,
+        32,
+        40,
+        48,
+        64,
+        80,
+        96,
+        128,
+        160,
+        192,
+        224,
+        256,
+        320,
+        384,
+        512,
+    ):
+        for mean, sigma in ((150, 0.5), (250, 0.8), (400, 1.0), (600, 0.6), (1100, 0.2), (1200, 1.0)):
             contexts = _lengths(draw, batch, mean, sigma, 2, 8192)
             if sum(contexts) <= MAX_BATCH_CONTEXT:
                 yield Batch("graph", (1,) * batch, contexts)
@@ -73,8 +105,8 @@ def prefill_batches() -> Iterator[Batch]:
             if mode == "graph" and before in (0, 2048):
                 yield Batch("eager", (query,), (query + before,))
     draw = random.Random(2)
-    for requests in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48):
-        for mean in (60, 240, 1000):
+    for requests in (2, 2, 3, 3, 4, 4, 5, 6, 8, 8, 10, 12, 16, 20, 24, 32, 40, 48):
+        for mean in (60, 240, 500, 1000):
             lens = _lengths(draw, requests, mean, 0.9, 4, 2048)
             if sum(lens) <= MAX_QUERY_TOKENS:
                 yield Batch("graph" if sum(lens) <= GRAPH_MAX_TOKENS else "eager", lens, lens)
@@ -83,8 +115,8 @@ def prefill_batches() -> Iterator[Batch]:
 def mixed_batches() -> Iterator[Batch]:
     """Running decodes and one or a few prompts in the same step."""
     draw = random.Random(3)
-    for decodes in (1, 4, 16, 32, 64, 128, 256, 480):
-        for prompts in ((30,), (128,), (240,), (400, 120), (1024,), (2048,), (500, 900, 200), (4096,)):
+    for decodes in (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 480):
+        for prompts in MIXED_PROMPTS:
             mean = draw.choice((250, 600, 1200))
             contexts = _lengths(draw, decodes, mean, 0.8, 2, 4096)
             query = (1,) * decodes + prompts
@@ -180,6 +212,7 @@ class _Call:
             num_splits=GRAPH_SPLITS if self.batch.mode == "graph" else 0,
             fa_version=3,
         )
+        between_calls()
 
 
 def _prepare(batch: Batch, num_q_heads: int, num_kv_heads: int, cache: Cache) -> _Call:
@@ -236,7 +269,7 @@ def measure(num_q_heads: int, num_kv_heads: int, batches: list[Batch]) -> list[R
         def work(calls: list[_Call] = calls) -> None:
             for call in calls:
                 for repeat in range(WARMUPS + REPEATS):
-                    call.run(cache, repeat)
+                    call.run(cache, repeat)  # each time with other blocks of the cache
 
         groups = split_at_marks(record(work), len(chosen) * (WARMUPS + REPEATS))
         for i, batch in enumerate(chosen):

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +34,7 @@ RECORD_TIMEOUT_S = 90.0
 PROMPTS = (3, 16, 32, 64, 100, 128, 192, 256, 384, 512, 600, 768, 1024, 1500, 2048, 3000, 4096, 6000, 8192)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 ROUNDS = 2
+QUEUED_GAP_US = 3.0  # a longer one means that the host was late
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +138,15 @@ def _child(engine: Recorded, folder: Path) -> None:
         kv_cache_memory_bytes=KV_CACHE_BYTES,
         enable_prefix_caching=False,
         enforce_eager=engine.eager,
-        compilation_config={"cudagraph_mode": "NONE"},
     )
 
+    draw = random.Random(0)
+
     def run(requests: int, prompt_tokens: int, output_tokens: int) -> None:
-        prompts = [{"prompt_token_ids": [100 + i % 7] * prompt_tokens} for i in range(requests)]
+        prompts = [
+            {"prompt_token_ids": [draw.randrange(1000, 30000) for _ in range(prompt_tokens)]}
+            for _ in range(requests)
+        ]
         sampling = SamplingParams(
             temperature=0.0, max_tokens=output_tokens, ignore_eos=True, detokenize=False
         )
@@ -198,7 +206,40 @@ def _rows(engine: Recorded, events: list[GpuEvent]) -> list[Row]:
                 **summary([event.duration_us for event in found]),
             }
         )
+    if not engine.eager:
+        rows += _gap_rows(events)
     return rows
+
+
+def _gap_rows(events: list[GpuEvent]) -> list[Row]:
+    """Idle time between kernels: within a graph, and between launches that follow at once.
+
+    A split-K reduction belongs to its GEMM, and FlashAttention's combine kernel may start before its main
+    kernel ends: neither boundary counts.
+    """
+    from revati.profile.parts import summary
+
+    kernels = Counter(event.correlation for event in events)
+    gaps: dict[str, list[float]] = {"graph": [], "stream": []}
+    main = _main_stream(events)
+    for before, after in pairwise(event for event in events if event.stream == main):
+        gap = after.start_us - before.end_us
+        if any(name in after.name for name in ("splitKreduce", "FlashAttnFwdCombine")):
+            continue
+        if before.correlation == after.correlation:
+            gaps["graph"].append(gap)
+        elif kernels[before.correlation] == kernels[after.correlation] == 1 and 0 <= gap < QUEUED_GAP_US:
+            gaps["stream"].append(gap)
+    return [
+        {"kind": "gap", "kernel": name, "variant": "engine", "method": "cupti", **summary(found)}
+        | {"median_us": sum(found) / len(found)}
+        for name, found in gaps.items()
+        if found
+    ]
+
+
+def _main_stream(events: list[GpuEvent]) -> int:
+    return Counter(event.stream for event in events).most_common(1)[0][0]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import torch
 
 from revati.profile.attention import BLOCK_TOKENS, HEAD_DIM, Cache
 from revati.profile.parts import Row, summary
-from revati.profile.recorder import record, split_at_marks
+from revati.profile.recorder import between_calls, record, split_at_marks
 
 TOKENS = (
     *(1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 768),
@@ -45,6 +45,7 @@ def measure(num_q_heads: int, num_kv_heads: int) -> list[Row]:
                     scale,
                     scale,
                 )
+                between_calls()
 
     groups = split_at_marks(record(work), len(TOKENS) * (REPEATS + 1))
     rows: list[Row] = []

@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 
 GPU_CATEGORIES = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
 MARK = "Memcpy DtoD"
+SPIN_CYCLES_PER_US = 1900
+FLUSH_BYTES = 160 * 2**20
 
 
 class RecordingError(RuntimeError):
@@ -33,6 +36,7 @@ class GpuEvent:
     shared_bytes: int
     nbytes: int
     stream: int
+    correlation: int  # equal for all kernels of one graph launch
 
     @property
     def end_us(self) -> float:
@@ -68,11 +72,34 @@ def _event(raw: dict[str, Any]) -> GpuEvent:
         shared_bytes=int(args.get("shared memory") or 0),
         nbytes=int(args.get("bytes") or 0),
         stream=int(args.get("stream") or 0),
+        correlation=int(args.get("correlation") or 0),
     )
 
 
+@cache
+def _cold_data() -> torch.Tensor:
+    return torch.ones(FLUSH_BYTES // 4, dtype=torch.float32, device="cuda")
+
+
+def between_calls(rest_us: float = 0.0) -> None:
+    """End a measured call, rest, and fill L2 with other, clean data, as the rest of a layer would.
+
+    The flush also pushes out the measured kernel's instructions: a kernel repeated back to back starts up
+    to 2 µs faster than the same kernel once per layer. The rest keeps the clock up: long runs of large
+    GEMMs alone lower it.
+    """
+    data = _cold_data()
+    data[:1].copy_(data[1:2])
+    if rest_us > 0:
+        torch.cuda._sleep(int(rest_us * SPIN_CYCLES_PER_US))
+    data.amax()
+
+
 def split_at_marks(events: list[GpuEvent], expected: int) -> list[list[GpuEvent]]:
-    """The kernels after each device-to-device copy (our mark before each measured call).
+    """The kernels of each measured call.
+
+    A call stands between two device-to-device copies: the one that writes its input and the one that
+    ``between_calls`` begins with.
 
     Raises:
         RecordingError: the recording holds another number of marks than was launched.
@@ -83,9 +110,9 @@ def split_at_marks(events: list[GpuEvent], expected: int) -> list[list[GpuEvent]
             groups.append([])
         elif groups:
             groups[-1].append(event)
-    if len(groups) != expected:
-        raise RecordingError(f"expected {expected} marked calls, the recording has {len(groups)}")
-    return groups
+    if len(groups) != 2 * expected:
+        raise RecordingError(f"expected {2 * expected} marks, the recording has {len(groups)}")
+    return groups[0::2]
 
 
 def span_us(group: list[GpuEvent]) -> float:
