@@ -132,6 +132,6 @@ def _host(name: str, mode: str) -> HostSpec:
     if mode not in HOST_MODES:
         raise unknown("host.mode", mode, HOST_MODES)
     known = sorted({path.stem for path in (paths.conf_dir() / "host").glob("*.*")})
-    if mode == "table" and name not in known:
+    if mode != "free" and name not in known:
         raise unknown("host.name", name, known)
     return HostSpec(name, cast(HostMode, mode))

@@ -20,7 +20,6 @@ class ModelConfig:
 class EngineConfig:
     name: str = MISSING
     args: dict[str, Any] = field(default_factory=dict)  # the engine's own names
-    environment: dict[str, str] = field(default_factory=dict)  # what the emulation assumes
 
 
 @dataclass

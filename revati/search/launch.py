@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,12 @@ def launch_script(spec: DeploymentSpec, served: str, environment: Mapping[str, s
         "exec " + " \\\n  ".join([*command(spec, served), '"$@"']),
     ]
     return "\n".join(lines) + "\n"
+
+
+def deployment_environment(engine: str) -> dict[str, str]:
+    """The variables that the engine's emulation assumes of a real deployment."""
+    settings: Any = importlib.import_module(f"revati.engines.{engine}.settings")
+    return dict(settings.DEPLOYMENT_ENVIRONMENT)
 
 
 def command(spec: DeploymentSpec, served: str) -> list[str]:

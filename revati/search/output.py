@@ -20,7 +20,7 @@ import revati
 from revati.search.build import plain
 from revati.search.columns import SHARE_COLUMNS, trials_table
 from revati.search.errors import ConfigError
-from revati.search.launch import launch_script
+from revati.search.launch import deployment_environment, launch_script
 from revati.search.ledger import Ledger
 from revati.search.objective import Objective
 from revati.search.problem import Problem
@@ -97,7 +97,7 @@ def write_results(
     script = None
     if best is not None:
         served = config.model.hub_id or config.model.name
-        script = launch_script(problem.spec(ok[best][0]), served, plain(config.engine.environment))
+        script = launch_script(problem.spec(ok[best][0]), served, deployment_environment(problem.engine))
     summary = _write_recommended(folder / "recommended", objective, rows, recommended, script)
     if best is not None:
         _replace(folder / "recommended" / "deployment.json", problem.spec(ok[best][0]).to_json() + "\n")

@@ -57,10 +57,17 @@ class TrialSetup:
 
 
 def default_concurrency() -> int:
-    """Trials at a time that this machine's cores and free memory can carry."""
+    """Trials at a time that this machine's cores and available memory can carry."""
     cores = len(os.sched_getaffinity(0))
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(cores, (free - _BASE_BYTES) // _TRIAL_BYTES))
+    return max(1, min(cores, (_available_bytes() - _BASE_BYTES) // _TRIAL_BYTES))
+
+
+def _available_bytes() -> int:
+    """Memory that can be had without swapping, the page cache's included."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    raise RuntimeError("/proc/meminfo has no MemAvailable")
 
 
 def run_campaign(

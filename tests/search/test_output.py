@@ -31,7 +31,6 @@ def config() -> DictConfig:
     return OmegaConf.create(
         {
             "model": {"name": "tiny", "hub_id": "someone/tiny model"},
-            "engine": {"environment": {"VLLM_X": "0"}},
             "workload": {"name": "w", "arrivals": "poisson", "num_requests": 3, "request_rate_per_s": 2.0},
             "search": {"algorithm": "grid"},
             "search_space": "default",
@@ -81,13 +80,13 @@ def test_the_recommended_command_runs(tmp_path: Path) -> None:
     launch = tmp_path / "recommended" / "launch.sh"
     fake = tmp_path / "bin" / "vllm"
     fake.parent.mkdir()
-    fake.write_text('#!/bin/sh\necho "VLLM_X=$VLLM_X"\nprintf "%s\\n" "$@"\n')
+    fake.write_text('#!/bin/sh\necho "$VLLM_ALLREDUCE_USE_SYMM_MEM"\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
     run = subprocess.run(
         [launch, "--port", "1"], env={"PATH": f"{fake.parent}:/usr/bin:/bin"}, capture_output=True, check=True
     )
     assert run.stdout.decode().splitlines() == [
-        "VLLM_X=0", "serve", "someone/tiny model", "--tensor-parallel-size", "2", "--dtype", "bfloat16",
+        "0", "serve", "someone/tiny model", "--tensor-parallel-size", "2", "--dtype", "bfloat16",
         "--enforce-eager", "--max-num-seqs", "8", "--port", "1",
     ]  # fmt: skip
 

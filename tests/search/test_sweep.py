@@ -145,9 +145,8 @@ def test_an_interrupted_sweep_cleans_up_and_can_be_resumed(
     assert len(rows(tmp_path / "out")) == len(done)
 
 
-@pytest.mark.parametrize("search", ["random", "tpe", "nsga2"])
-def test_resume_goes_on_to_the_asked_number(tmp_path: Path, search: str) -> None:
-    first = [*SMALL, f"search={search}", "search.num_trials=3", "output_dir=out"]
+def test_resume_goes_on_to_the_asked_number(tmp_path: Path) -> None:
+    first = [*SMALL, "search=nsga2", "search.num_trials=3", "output_dir=out"]
     assert sweep(*first, cwd=tmp_path)[0] == 0
     assert len(rows(tmp_path / "out")) == 3
     status, out, err = sweep("resume=out", "search.num_trials=6", cwd=tmp_path)
@@ -182,6 +181,6 @@ def test_multirun_runs_a_sweep_a_job(tmp_path: Path) -> None:
     ]
     status, _, err = sweep("-m", *SMALL[1:], *knobs, "+model=llama7b,tiny", cwd=tmp_path)
     assert status == 0, err
-    folders = sorted((tmp_path / "multirun").glob("*/*"))
+    folders = sorted((tmp_path / "multirun").glob("*/[0-9]"))
     assert [rows(folder)[0]["model"] for folder in folders] == ["llama7b", "tiny"]
     assert [len(rows(folder)) for folder in folders] == [2, 2]
