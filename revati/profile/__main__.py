@@ -94,10 +94,8 @@ def _units(options: Options) -> list[tuple[str, str, Callable[[], list[dict[str,
                 seen.add(("kv_write", *counts))
                 units.append(("kv_write", f"q{counts[0]}_kv{counts[1]}", partial(kv_write.measure, *counts)))
     if "collective" in options.families:
-        units.extend(
-            ("collective", f"ranks{ranks}", partial(collective.measure, ranks))
-            for ranks in collective.rank_counts()
-        )
+        gpus = collective.gpu_count()
+        units.append(("collective", f"gpus{gpus}", partial(collective.measure, gpus)))
     return units
 
 

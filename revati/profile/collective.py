@@ -1,7 +1,7 @@
-"""All-reduce and all-gather over the GPUs of one host: vLLM's custom kernels and NCCL, in CUDA graphs.
+"""Collectives over the GPUs of one host: vLLM's custom all-reduce and NCCL, in CUDA graphs.
 
-One process per rank. A graph holds a row of equal collectives, so that the ranks stay in step and a
-kernel's duration is the collective's own, not a wait for a rank that launched late.
+One process per GPU. A graph holds a row of equal collectives, so that the ranks stay in step and a kernel's
+duration is the collective's own, not a wait for a rank that launched late.
 """
 
 from __future__ import annotations
@@ -12,31 +12,33 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+    from torch.distributed import ProcessGroup
+
     from revati.profile.parts import Row
 
 RANKS = (2, 4, 8)
-CUSTOM_MAX_BYTES = 8 * 2**20  # vLLM's buffer; larger messages go to NCCL
-SIZES = tuple(2**e * f // 4 for e in range(10, 27) for f in (4, 5, 6, 7) if 2**e * f // 4 <= 64 * 2**20)
-GATHER_SIZES = tuple(2**e for e in range(10, 26))
+SIZES = tuple(size for e in range(10, 27) for size in (2**e, 3 * 2 ** (e - 1)) if size <= 64 * 2**20)
 PER_GRAPH = 8
-REPLAYS = 6
-TIMEOUT_S = 150.0
+REPLAYS = 5
+TIMEOUT_S = 170.0
 
 
-def rank_counts() -> list[int]:
+def gpu_count() -> int:
     import torch
 
-    return [r for r in RANKS if r <= torch.cuda.device_count()]
+    return int(torch.cuda.device_count())
 
 
-def measure(ranks: int) -> list[Row]:
-    """Rows of kind collective; ``nbytes`` is what one rank puts in."""
+def measure(gpus: int) -> list[Row]:
+    """Rows of kind collective for 2, 4 and 8 ranks; ``nbytes`` is what one rank puts in."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -45,7 +47,7 @@ def measure(ranks: int) -> list[Row]:
         environment = os.environ | {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
-            "WORLD_SIZE": str(ranks),
+            "WORLD_SIZE": str(gpus),
             "NCCL_NVLS_ENABLE": "0",
             "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
             "VLLM_SKIP_P2P_CHECK": "1",
@@ -53,16 +55,18 @@ def measure(ranks: int) -> list[Row]:
         command = [sys.executable, "-m", "revati.profile.collective", str(result)]
         workers = [
             subprocess.Popen(command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank in range(ranks)
+            for rank in range(gpus)
         ]
-        try:
-            for worker in workers:
-                worker.wait(TIMEOUT_S)
-        finally:
-            for worker in workers:
-                worker.kill()
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while any(w.poll() is None for w in workers) and time.monotonic() < deadline_s:
+            if any(w.poll() not in (None, 0) for w in workers):
+                break  # the others wait for it for ever
+            time.sleep(0.2)
+        for worker in workers:
+            worker.kill()
         if not result.exists():
-            raise RuntimeError(f"no result from {ranks} ranks: exit codes {[w.returncode for w in workers]}")
+            codes = [worker.wait() for worker in workers]
+            raise RuntimeError(f"no result from {gpus} ranks: exit codes {codes}")
         rows: list[Row] = json.loads(result.read_text())
         return rows
 
@@ -72,79 +76,143 @@ def _worker(result: Path) -> None:
     import torch.distributed as dist
     from vllm.distributed.device_communicators.custom_all_reduce import CustomAllreduce
 
-    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, gpus = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.cuda.set_device(rank)
-    dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
-    gloo = dist.new_group(backend="gloo")
-    custom = CustomAllreduce(gloo, torch.device("cuda", rank))
-    if custom.disabled:
-        raise RuntimeError("vLLM's custom all-reduce is disabled on this machine")
-    rows: list[dict[str, Any]] = []
-
-    def keep(op: str, nbytes: int, call: Callable[[], object], capture: Any) -> None:
-        events = _graph_events(call, capture)
-        dist.barrier(group=gloo)
-        rows.append(_row(op, nbytes, ranks, events))
-
-    for nbytes in SIZES:
-        x = torch.randn(nbytes // 2, dtype=torch.bfloat16, device="cuda")
-        if custom.should_custom_ar(x):
-            keep("all_reduce", nbytes, lambda x=x: custom.custom_all_reduce(x), custom.capture)  # type: ignore[misc]
-    for nbytes in SIZES:
-        x = torch.zeros(nbytes // 2, dtype=torch.bfloat16, device="cuda")
-        keep("all_reduce", nbytes, lambda x=x: dist.all_reduce(x), nullcontext)  # type: ignore[misc]
-    for nbytes in GATHER_SIZES:
-        x = torch.randn(nbytes // 2, dtype=torch.bfloat16, device="cuda")
-        out = torch.empty(ranks * nbytes // 2, dtype=torch.bfloat16, device="cuda")
-        keep(
-            "all_gather",
-            nbytes,
-            lambda x=x, out=out: dist.all_gather_into_tensor(out, x),  # type: ignore[misc]
-            nullcontext,
-        )
+    dist.init_process_group("nccl")
+    everyone = dist.new_group(backend="gloo")
+    rows: list[Row] = []
+    for ranks in (r for r in RANKS if r <= gpus):
+        members = list(range(ranks))
+        gloo, nccl = dist.new_group(members, backend="gloo"), dist.new_group(members, backend="nccl")
+        if rank < ranks:
+            custom = CustomAllreduce(gloo, torch.device("cuda", rank))
+            if custom.disabled:
+                print(f"vLLM's custom all-reduce is disabled for {ranks} ranks on this machine", flush=True)
+            else:
+                rows += _all_reduces(ranks, custom.custom_all_reduce, custom.should_custom_ar, custom.capture)
+            rows += _nccl(ranks, nccl)
+        if rank == 0:
+            _save(rows, result)
+        dist.barrier(group=everyone)
+    if rank < 2:
+        rows += _sends(rank)
     if rank == 0:
-        result.write_text(json.dumps(rows))
-    dist.barrier(group=gloo)
+        _save(rows, result)
+    dist.barrier(group=everyone)
     os._exit(0)  # communicators that captured graphs may hang in their destructors
 
 
-def _graph_events(call: Callable[[], object], capture: Any) -> list[tuple[str, float]]:
-    """(kernel, duration) of the collectives, without each replay's first one."""
+def _save(rows: list[Row], result: Path) -> None:
+    partial = result.with_suffix(".tmp")
+    partial.write_text(json.dumps(rows))
+    partial.replace(result)
+
+
+def _all_reduces(
+    ranks: int,
+    call: Callable[[torch.Tensor], object],
+    accepts: Callable[[torch.Tensor], bool],
+    capture: Callable[[], AbstractContextManager[None]],
+) -> list[Row]:
+    inputs = [tensor for tensor in map(_data, SIZES) if accepts(tensor)]
+    calls = [(lambda tensor=tensor: call(tensor)) for tensor in inputs]
+    return _rows("all_reduce", ranks, [t.nbytes for t in inputs], _record_graphs(calls, capture))
+
+
+def _nccl(ranks: int, group: ProcessGroup) -> list[Row]:
     import torch
+    import torch.distributed as dist
+
+    inputs = [_data(size) for size in SIZES]
+    sizes = [tensor.nbytes for tensor in inputs]
+    outputs = [torch.empty(ranks * t.numel(), dtype=t.dtype, device="cuda") for t in inputs]
+    reduces = [(lambda t=t: dist.all_reduce(t, group=group)) for t in inputs]
+    gathers = [
+        (lambda t=t, out=out: dist.all_gather_into_tensor(out, t, group=group))
+        for t, out in zip(inputs, outputs, strict=True)
+    ]
+    reduces[0](), gathers[0]()  # NCCL connects its channels lazily
+    return _rows("all_reduce", ranks, sizes, _record_graphs(reduces, nullcontext)) + _rows(
+        "all_gather", ranks, sizes, _record_graphs(gathers, nullcontext)
+    )
+
+
+def _sends(rank: int) -> list[Row]:
+    """Rank 0 sends to rank 1, as pipeline stages do; queued back to back, outside of graphs."""
+    import torch
+    import torch.distributed as dist
 
     from revati.profile.recorder import record
 
-    if capture is nullcontext:
-        call()  # NCCL connects its channels lazily
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with capture(), torch.cuda.graph(graph):
-        for _ in range(PER_GRAPH):
-            call()
+    tensors = [_data(size) for size in SIZES]
 
     def work() -> None:
-        for _ in range(REPLAYS):
-            graph.replay()
-            torch.cuda.synchronize()
+        torch.cuda._sleep(20_000_000)
+        for tensor in tensors:
+            for _ in range(PER_GRAPH):
+                dist.send(tensor, 1) if rank == 0 else dist.recv(tensor, 0)
 
-    graph.replay()
+    work()
+    durations = [e.duration_us for e in record(work) if "nccl" in e.name.lower()]
+    each = [durations[i * PER_GRAPH : (i + 1) * PER_GRAPH] for i in range(len(tensors))]
+    return _rows("send_recv", 2, [t.nbytes for t in tensors], [[("nccl", us) for us in one] for one in each])
+
+
+def _data(size: int) -> torch.Tensor:
+    import torch
+
+    return torch.zeros(size // 2, dtype=torch.bfloat16, device="cuda")
+
+
+def _record_graphs(
+    calls: Sequence[Callable[[], object]], capture: Callable[[], AbstractContextManager[None]]
+) -> list[list[tuple[str, float]]]:
+    """(kernel, duration) per call, without the first kernel of each replay."""
+    import torch
+
+    from revati.profile.recorder import RecordingError, record
+
+    graphs = [torch.cuda.CUDAGraph() for _ in calls]
+    with capture():
+        for graph, call in zip(graphs, calls, strict=True):
+            # NCCL's watchdog thread queries events meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                for _ in range(PER_GRAPH):
+                    call()
+
+    def work() -> None:
+        for graph in graphs:
+            for _ in range(REPLAYS):
+                graph.replay()
+                torch.cuda.synchronize()
+
+    work()
     events = [e for e in record(work) if "cross_device_reduce" in e.name or "nccl" in e.name.lower()]
-    return [(e.name, e.duration_us) for i, e in enumerate(events) if i % PER_GRAPH]
+    per_call = PER_GRAPH * REPLAYS
+    if len(events) != per_call * len(calls):
+        raise RecordingError(f"expected {per_call * len(calls)} collectives, recorded {len(events)}")
+    return [
+        [(e.name, e.duration_us) for i, e in enumerate(events[at : at + per_call]) if i % PER_GRAPH]
+        for at in range(0, len(events), per_call)
+    ]
 
 
-def _row(op: str, nbytes: int, ranks: int, events: list[tuple[str, float]]) -> dict[str, Any]:
+def _rows(op: str, ranks: int, sizes: list[int], found: list[list[tuple[str, float]]]) -> list[Row]:
     from revati.profile.parts import summary
 
-    return {
-        "kind": "collective",
-        "kernel": op,
-        "variant": _algorithm(events[0][0]),
-        "dtype": "bfloat16",
-        "nbytes": nbytes,
-        "ranks": ranks,
-        "method": "cupti",
-        **summary([duration_us for _, duration_us in events]),
-    }
+    return [
+        {
+            "kind": "collective",
+            "kernel": op,
+            "variant": _algorithm(events[0][0]),
+            "dtype": "bfloat16",
+            "nbytes": nbytes,
+            "ranks": ranks,
+            "method": "cupti",
+            **summary([duration_us for _, duration_us in events]),
+        }
+        for nbytes, events in zip(sizes, found, strict=True)
+    ]
 
 
 def _algorithm(name: str) -> str:
