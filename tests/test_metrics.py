@@ -69,7 +69,8 @@ def test_single_tokens_have_no_tpot() -> None:
     metrics = summarize(
         {"arrival_s": [0.0], "output_tokens": [1], "ttft_s": [0.1], "e2e_s": [0.1], "token_times_us": [[1e5]]}
     )
-    assert math.isnan(metrics["tpot_ms_mean"]) and math.isnan(metrics["itl_ms_p99"])
+    assert math.isnan(metrics["tpot_ms_mean"])
+    assert math.isnan(metrics["itl_ms_p99"])
     assert metrics["ttft_ms_p99"] == pytest.approx(100.0)
 
 

@@ -107,7 +107,10 @@ def steps(tmp_path: Path) -> list[dict[str, Any]]:
     table = pq.read_table(tmp_path / "steps.parquet")
     assert set(table.column_names) == {*TIME_COLUMNS, *COUNT_COLUMNS, GRAPH_COLUMN}
     requests = pq.read_table(tmp_path / "core_requests.parquet").to_pylist()
-    assert [(r["event"], r["prompt_tokens"], r["step"]) for r in requests] == [("decoded", 5, 1), ("added", 5, 1)]
+    assert [(r["event"], r["prompt_tokens"], r["step"]) for r in requests] == [
+        ("decoded", 5, 1),
+        ("added", 5, 1),
+    ]
     return table.to_pylist()
 
 
@@ -115,8 +118,10 @@ def test_counts_tell_prefill_from_decode(steps: list[dict[str, Any]]) -> None:
     first, second = steps
     assert (first["prefill_requests"], first["prefill_tokens"], first["decode_requests"]) == (1, 5, 0)
     assert (second["prefill_requests"], second["decode_requests"], second["scheduled_tokens"]) == (0, 1, 1)
-    assert first["added_requests"] == 1 and second["added_requests"] == 0
-    assert second["update_step"] == first["step"] and second["updated_requests"] == 1
+    assert first["added_requests"] == 1
+    assert second["added_requests"] == 0
+    assert second["update_step"] == first["step"]
+    assert second["updated_requests"] == 1
     assert second["free_kv_blocks"] == 7
 
 
@@ -148,8 +153,10 @@ def test_phases_have_their_own_time(steps: list[dict[str, Any]]) -> None:
 
 def test_a_step_without_update_has_no_update_times(steps: list[dict[str, Any]]) -> None:
     first, _ = steps
-    assert math.isnan(first["update_begin_s"]) and math.isnan(first["wake_s"])
-    assert first["update_step"] == -1 and first["gpu_was_done"] == -1
+    assert math.isnan(first["update_begin_s"])
+    assert math.isnan(first["wake_s"])
+    assert first["update_step"] == -1
+    assert first["gpu_was_done"] == -1
     assert first["input_first_s"] <= first["input_end_s"] - 2 * WORK_S
 
 

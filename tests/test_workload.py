@@ -26,7 +26,8 @@ def test_sharegpt_like_lengths_have_the_documented_means_and_bounds() -> None:
     workload = poisson()
     assert workload.prompt_tokens.mean() == pytest.approx(235, rel=0.05)
     assert workload.output_tokens.mean() == pytest.approx(180, rel=0.05)
-    assert workload.prompt_tokens.max() == 2048 and workload.output_tokens.max() == 600
+    assert workload.prompt_tokens.max() == 2048
+    assert workload.output_tokens.max() == 600
 
 
 def test_seed_decides_everything_and_rate_leaves_lengths_alone() -> None:
@@ -39,7 +40,8 @@ def test_offline_arrives_at_zero_with_fixed_lengths() -> None:
     workload = Workload.from_offline("o", num_requests=5, lengths=FixedLengths(7, 3))
     assert len(workload) == 5
     assert not workload.arrival_s.any()
-    assert set(workload.prompt_tokens) == {7} and set(workload.output_tokens) == {3}
+    assert set(workload.prompt_tokens) == {7}
+    assert set(workload.output_tokens) == {3}
 
 
 def test_trace_round_trip_sorts_and_ignores_other_columns(tmp_path: Path) -> None:
@@ -49,7 +51,8 @@ def test_trace_round_trip_sorts_and_ignores_other_columns(tmp_path: Path) -> Non
     workload = Workload.from_trace(path)
     assert workload.name == "trace"
     assert workload.arrival_s.tolist() == [0.5, 2.0]
-    assert workload.prompt_tokens.tolist() == [5, 4] and workload.output_tokens.tolist() == [7, 6]
+    assert workload.prompt_tokens.tolist() == [5, 4]
+    assert workload.output_tokens.tolist() == [7, 6]
     workload.to_parquet(tmp_path / "again.parquet")
     again = Workload.from_trace(tmp_path / "again.parquet")
     assert np.array_equal(again.arrival_s, workload.arrival_s)

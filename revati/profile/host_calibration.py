@@ -51,11 +51,11 @@ CASES = {
     for case in (
         EngineCase("llama7b", "llama7b", scenes=True),
         EngineCase("llama13b", "llama13b", scenes=True),
+        EngineCase("llama7b_again", "llama7b"),
+        EngineCase("gqa_again", "llama31_8b", config={"num_hidden_layers": 80}, brief=True),
         EngineCase("llama7b_eager", "llama7b", engine_args={"enforce_eager": True}, brief=True),
         EngineCase("llama7b_8layers", "llama7b", config={"num_hidden_layers": 8}, brief=True),
-        EngineCase(
-            "gqa_80layers", "llama31_8b", config={"num_hidden_layers": 80}, brief=True, scenes=True
-        ),
+        EngineCase("gqa_80layers", "llama31_8b", config={"num_hidden_layers": 80}, brief=True, scenes=True),
         EngineCase("llama13b_tp2", "llama13b", engine_args={"tensor_parallel_size": 2}, brief=True),
         EngineCase("llama13b_tp4", "llama13b", engine_args={"tensor_parallel_size": 4}, brief=True),
     )
@@ -311,7 +311,9 @@ def gpu_query(fields: str) -> list[str]:
 
 def memory_of_a_context(out: Path) -> None:
     """Write what a bare CUDA context, PyTorch's first kernels and a GEMM take of the GPU's memory."""
-    facts: dict[str, Any] = {"before_context": gpu_query("memory.total,memory.used,memory.free,memory.reserved")}
+    facts: dict[str, Any] = {
+        "before_context": gpu_query("memory.total,memory.used,memory.free,memory.reserved")
+    }
     import torch
 
     def record(name: str) -> None:
@@ -348,7 +350,9 @@ def convert_scenes(folder: Path) -> None:
         (folder / f"{scene}.steps.json").unlink()
     for kind, parts in tables.items():
         pq.write_table(
-            pa.concat_tables(parts, promote_options="permissive"), folder / f"{kind}.parquet", compression="zstd"
+            pa.concat_tables(parts, promote_options="permissive"),
+            folder / f"{kind}.parquet",
+            compression="zstd",
         )
 
 
@@ -379,7 +383,9 @@ def run_one(arguments: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     runner = commands.add_parser("run", help="run engines on this machine's GPU and log their steps")
     runner.add_argument("--out", type=Path, required=True, help="folder for the logs")

@@ -1,2 +1,193 @@
+"""Host tables: what each phase of serving costs on a target host, measured there by a calibration.
+
+A table (``conf/host/<name>.yaml``) is made by ``python -m revati.profile.host_fit``. Per phase and kind it
+holds a linear model in µs:
+
+    latency + slowdown · (base + requests · per_request + tokens · per_token + prefills · per_prefill
+                          + layers · per_layer)
+
+A host that shares its cores with neighbours sits on slower plateaus for seconds or for good, so a table
+names several *slowdowns* (``quiet``, ``typical``, ``busy``: quantiles over the calibration) and the one
+that it uses. The latency of waking a thread doesn't follow it. A file that names a ``base`` table changes
+only what it says, such as the slowdown.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from revati import paths
+
+PHASES = {
+    "input": "the engine core takes one new request out of its queue (tokens: its prompt)",
+    "schedule": "from the step's begin to the scheduler's output",
+    "execute": "from there to the end of execute_model: the launches of the forward pass",
+    "sample": "sample_tokens, and from there to the wait for an earlier step",
+    "wake": "the GPU has finished while the core waited, until the update begins",
+    "collect": "instead of wake: the outputs were ready, nothing to wait for",
+    "update": "update_from_output (requests: of the updated step)",
+    "output": "outputs into the output queue, and round the loop to the next step",
+    "arrival": "how late an open-loop client in the frontend's event loop sends a request",
+    "frontend_submit": "the client's call until its message is sent (kind busy: back to back)",
+    "ipc": "message sent until the core has it (idle: waiting for work; busy: in its input queue)",
+    "output_ipc": "outputs made until the frontend begins with them",
+    "frontend_busy": "the frontend handles a batch of outputs, up to the last client's token",
+    "frontend_token": "outputs made until a client has its token, mean over the batch, frontend idle",
+}
+KINDS = ("full", "piecewise", "compiled", "eager", "idle", "busy", "any")
+TERMS = ("base_us", "per_request_us", "per_token_us", "per_prefill_us", "per_layer_us")
+LATENCY = "latency_us"
+
+# What stands in where a calibration has no such kind.
+_NEAREST = {
+    "full": ("eager", "any", "idle"),
+    "piecewise": ("compiled", "eager", "any", "idle"),
+    "compiled": ("eager", "any", "idle"),
+    "eager": ("compiled", "any", "idle"),
+    "idle": ("any", "full", "eager"),
+    "busy": ("any", "idle", "full"),
+    "any": ("busy", "idle", "full"),
+}
+# Phases of messages know only whether the core is idle: every kind of running step is busy.
+_MESSAGES = ("input", "ipc", "frontend_submit")
+
+Coefficients = tuple[float, float, float, float, float]
+
+
 class HostTable:
-    pass
+    """Phase costs of one host; `load` reads a named one.
+
+    Args:
+        name: the table's name, for messages.
+        phases: phase → kind → coefficients by the names in `TERMS` and `LATENCY` (absent: 0).
+        slowdown: factor on every coefficient but the latency.
+        tensor_parallel: phase → ranks → factor (a step waits for its slowest rank); between given
+            numbers of ranks the next smaller one counts.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        phases: dict[str, dict[str, dict[str, Any]]],
+        slowdown: float = 1.0,
+        tensor_parallel: dict[str, dict[int, float]] | None = None,
+    ) -> None:
+        self.name, self.slowdown = name, slowdown
+        unknown = sorted(set(phases) - set(PHASES))
+        if unknown:
+            raise ValueError(f"host table {name!r}: unknown phase {unknown[0]!r}; known: {', '.join(PHASES)}")
+        self._costs: dict[tuple[str, str], Coefficients] = {}
+        for phase, by_kind in phases.items():
+            for kind in KINDS:
+                wanted = kind
+                if phase in _MESSAGES and kind in ("full", "piecewise", "compiled", "eager"):
+                    wanted = "busy"
+                found = next((k for k in (wanted, *_NEAREST[wanted]) if k in by_kind), None)
+                if found is not None:
+                    terms = [float(by_kind[found].get(term, 0.0)) * slowdown for term in TERMS]
+                    terms[0] += float(by_kind[found].get(LATENCY, 0.0))
+                    self._costs[phase, kind] = (terms[0], terms[1], terms[2], terms[3], terms[4])
+        self._tensor_parallel = {
+            phase: {ranks: _factor(given, ranks) for ranks in range(1, 65)}
+            for phase, given in (tensor_parallel or {}).items()
+        }
+
+    @classmethod
+    def load(cls, name: str, folder: Path | None = None) -> HostTable:
+        """Read ``<name>.yaml`` of a folder (default: conf/host).
+
+        Raises:
+            ValueError: there is no such table, or its file is wrong; the message names the known ones.
+        """
+        folder = folder or paths.conf_dir() / "host"
+        content = _read(name, folder)
+        if "base" in content:
+            content = _read(str(content["base"]), folder) | content
+        slowdown = content.get("slowdown")
+        if slowdown is None:
+            levels, level = content.get("slowdowns", {}), content.get("level")
+            if level not in levels:
+                known = ", ".join(map(str, levels)) or "nothing"
+                raise ValueError(f"host table {name!r}: level {level!r} is none of {known}")
+            slowdown = levels[level]
+        if not float(slowdown) > 0:
+            raise ValueError(f"host table {name!r}: slowdown must be greater than 0, got {slowdown!r}")
+        return cls(name, content["phases"], float(slowdown), content.get("tensor_parallel"))
+
+    def phase_us(
+        self,
+        phase: str,
+        kind: str = "any",
+        num_reqs: int = 0,
+        num_tokens: int = 0,
+        num_prefills: int = 0,
+        num_layers: int = 0,
+        tp: int = 1,
+    ) -> float:
+        """Cost of a phase in µs.
+
+        Args:
+            phase: one of `PHASES`.
+            kind: how the model runs in the step: "full" (one CUDA graph), "piecewise" (a graph a layer),
+                "compiled" (no graph), "eager", or "idle" (nothing scheduled; for messages: the core waits).
+            num_reqs: requests in the step's batch (in the updated step's, for wake, update and output).
+            num_tokens: prompt tokens that the step computes, or a message's prompt length.
+            num_prefills: requests of the step that compute prompt tokens.
+            num_layers: decoder layers that one worker runs.
+            tp: tensor-parallel ranks.
+
+        Raises:
+            ValueError: a phase or kind that doesn't exist, or that the calibration didn't visit.
+        """
+        try:
+            base, per_request, per_token, per_prefill, per_layer = self._costs[phase, kind]
+        except KeyError:
+            raise ValueError(self._unknown(phase, kind)) from None
+        cost = (
+            base
+            + per_request * num_reqs
+            + per_token * num_tokens
+            + per_prefill * num_prefills
+            + per_layer * num_layers
+        )
+        return cost if tp == 1 else cost * self._tp_factor(phase, tp)
+
+    def _tp_factor(self, phase: str, tp: int) -> float:
+        factors = self._tensor_parallel.get(phase)
+        return 1.0 if factors is None else factors[min(tp, 64)]
+
+    def _unknown(self, phase: str, kind: str) -> str:
+        if phase not in PHASES:
+            return f"unknown host phase {phase!r}; known: {', '.join(PHASES)}"
+        if kind not in KINDS:
+            return f"unknown kind {kind!r} of host phase {phase!r}; known: {', '.join(KINDS)}"
+        return f"host table {self.name!r} has no costs for phase {phase!r}; it has {', '.join(self.phases)}"
+
+    @property
+    def phases(self) -> list[str]:
+        """The phases that the table has costs for."""
+        return sorted({phase for phase, _ in self._costs})
+
+
+def known_tables(folder: Path | None = None) -> list[str]:
+    """Names of the tables in a folder (default: conf/host)."""
+    return sorted(path.stem for path in (folder or paths.conf_dir() / "host").glob("*.yaml"))
+
+
+def _read(name: str, folder: Path) -> dict[str, Any]:
+    path = folder / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(known_tables(folder)) or f"none in {folder}"
+        raise ValueError(f"unknown host table {name!r}; known: {known}")
+    content = yaml.safe_load(path.read_text())
+    if not isinstance(content, dict) or not ("phases" in content or "base" in content):
+        raise ValueError(f"{path}: a host table holds 'phases', or a 'base' and a 'slowdown'")
+    return content
+
+
+def _factor(given: dict[int, float], ranks: int) -> float:
+    fitting = [count for count in given if count <= ranks]
+    return float(given[max(fitting)]) if fitting else 1.0

@@ -1,0 +1,121 @@
+"""Host tables: the linear model, its levels, and the fit that makes them."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from revati.virtual_time.host_table import KINDS, PHASES, HostTable, known_tables
+
+PHASE = {
+    "execute": {
+        "full": {"base_us": 100.0, "per_request_us": 2.0, "per_prefill_us": 5.0, "per_layer_us": 1.0}
+    },
+    "ipc": {
+        "idle": {"latency_us": 700.0, "per_token_us": 0.1},
+        "busy": {"latency_us": 400.0, "per_token_us": 0.1},
+    },
+}
+
+
+def table(slowdown: float = 1.0) -> HostTable:
+    return HostTable("t", PHASE, slowdown, {"execute": {2: 1.2, 4: 1.5}})
+
+
+def test_costs_are_linear_in_the_batch() -> None:
+    assert table().phase_us("execute", "full", 10, 999, 3, 32) == pytest.approx(100 + 20 + 15 + 32)
+
+
+def test_slowdown_scales_work_but_not_latency() -> None:
+    assert table(2.0).phase_us("execute", "full", 10) == pytest.approx(240)
+    assert table(2.0).phase_us("ipc", "idle", num_tokens=1000) == pytest.approx(700 + 2 * 100)
+
+
+@pytest.mark.parametrize(("ranks", "factor"), [(1, 1.0), (2, 1.2), (3, 1.2), (4, 1.5), (8, 1.5)])
+def test_ranks_wait_for_the_slowest(ranks: int, factor: float) -> None:
+    assert table().phase_us("execute", "full", tp=ranks) == pytest.approx(100 * factor)
+    assert table().phase_us("ipc", "idle", tp=ranks) == pytest.approx(700)
+
+
+def test_a_kind_that_was_not_visited_takes_the_nearest() -> None:
+    assert table().phase_us("execute", "any") == table().phase_us("execute", "full")
+    assert table().phase_us("ipc", "piecewise") == table().phase_us("ipc", "busy") == pytest.approx(400)
+
+
+@pytest.mark.parametrize(
+    ("phase", "kind", "message"),
+    [
+        ("exec", "full", "unknown host phase 'exec'; known: input, schedule"),
+        ("execute", "graph", "unknown kind 'graph'.*known: full, piecewise"),
+        ("update", "full", "no costs for phase 'update'; it has execute, ipc"),
+    ],
+)
+def test_errors_teach(phase: str, kind: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        table().phase_us(phase, kind)
+
+
+def test_unknown_tables_and_levels_name_the_known(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown host table 'b200'; known: .*h200_xeon"):
+        HostTable.load("b200")
+    (tmp_path / "a.yaml").write_text("phases: {}\nslowdowns: {quiet: 1.0}\nlevel: loud\n")
+    with pytest.raises(ValueError, match="level 'loud' is none of quiet"):
+        HostTable.load("a", tmp_path)
+    (tmp_path / "a.yaml").write_text("phases: {}\nslowdown: 0\n")
+    with pytest.raises(ValueError, match="greater than 0"):
+        HostTable.load("a", tmp_path)
+    (tmp_path / "a.yaml").write_text("- 1\n")
+    with pytest.raises(ValueError, match="holds 'phases'"):
+        HostTable.load("a", tmp_path)
+
+
+def test_a_based_table_changes_only_the_slowdown() -> None:
+    typical, contended = HostTable.load("h200_xeon"), HostTable.load("h200_xeon_contended")
+    assert contended.slowdown > typical.slowdown
+    ratio = contended.slowdown / typical.slowdown
+    for kind in ("full", "piecewise", "compiled"):
+        costs = [t.phase_us("execute", kind, 16, 100, 2, 32) for t in (typical, contended)]
+        assert costs[1] == pytest.approx(ratio * costs[0])
+
+
+@pytest.mark.parametrize("name", known_tables())
+def test_shipped_tables_cover_every_phase_of_every_kind(name: str) -> None:
+    shipped = HostTable.load(name)
+    for phase in PHASES:
+        for kind in KINDS:
+            cost = shipped.phase_us(phase, kind, 8, 100, 1, 32, 2)
+            assert 0 < cost < 100_000, (phase, kind)
+
+
+def test_shipped_table_knows_what_launching_costs() -> None:
+    shipped = HostTable.load("h200_xeon")
+    full, piecewise, compiled = (
+        shipped.phase_us("execute", kind, 1, 100, 1, 32) for kind in ("full", "piecewise", "compiled")
+    )
+    assert full < piecewise < compiled
+    assert shipped.phase_us("schedule", "full", 256) > 5 * shipped.phase_us("schedule", "full", 8)
+
+
+def test_a_look_up_is_fast() -> None:
+    shipped = HostTable.load("h200_xeon")
+    best = float("inf")
+    for _ in range(20):
+        begin = time.perf_counter()
+        for _ in range(1000):
+            shipped.phase_us("execute", "full", 12, 0, 0, 32, 2)
+        best = min(best, time.perf_counter() - begin)
+    assert best / 1000 < 5e-6
+
+
+def test_the_fit_finds_known_coefficients_despite_outliers() -> None:
+    pytest.importorskip("scipy")
+    from revati.profile.host_fit import least_absolute_relative
+
+    rng = np.random.default_rng(3)
+    requests = rng.integers(1, 300, 800).astype(float)
+    layers = rng.choice([8.0, 32.0, 80.0], 800)
+    cost = (50 + 3 * requests + 10 * layers) * rng.lognormal(0, 0.1, 800)
+    cost[::15] *= 8  # a wait for the GPU now and then
+    features = np.stack([np.ones(800), requests, layers], axis=1)
+    assert least_absolute_relative(features, cost) == pytest.approx([50, 3, 10], rel=0.2)
