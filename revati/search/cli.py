@@ -11,6 +11,7 @@ import difflib
 import itertools
 import re
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from revati import paths
+from revati.deployment.metrics import METRIC_COLUMNS
 from revati.deployment.spec import ModelShape
 from revati.search import config as schemas
 from revati.search.errors import ConfigError
@@ -47,8 +49,11 @@ def main(name: str, run: Callable[[DictConfig], int], check: Callable[[DictConfi
 
     try:
         schemas.register()
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            print(help_text(name))
+            return 0
         arguments = rewrite(sys.argv[1:])
-        if not _asks_for_help(arguments):
+        if not _asks_hydra(arguments):
             for overrides in expand(arguments):
                 check(compose_config(name, overrides))
     except ConfigError as error:
@@ -66,11 +71,38 @@ def main(name: str, run: Callable[[DictConfig], int], check: Callable[[DictConfi
     return max(statuses, default=0)
 
 
+def help_text(name: str) -> str:
+    """What the entry point accepts, from the files that define it."""
+    text = (paths.conf_dir() / f"{name}.yaml").read_text()
+    settings = text[text.index("_self_") + len("_self_") : text.index("\nhydra:")].strip()
+    resume = "  resume=DIR goes on with an interrupted sweep.\n" if name == "sweep" else ""
+    knobs = {**DEPLOYMENT_KNOBS, **ENGINE_KNOBS["vllm"]}
+    return (
+        f"usage: python -m revati.{name} +model=NAME [GROUP=OPTION | SETTING=VALUE]...\n\n"
+        f"  -m runs every combination of comma-separated values.\n"
+        f"  --cfg job prints the configuration.\n{resume}\n"
+        "Groups (conf/):\n"
+        + "".join(f"  {group:10}{_accepted(group)}\n" for group in _groups(name))
+        + "  The files of a group show its settings, e.g. workload.num_requests=500.\n\n"
+        "Settings:\n" + textwrap.indent(settings, "  ") + "\n\n"
+        "Knobs (vLLM's own names):\n"
+        + "".join(f"  {knob:30}{turned.accepted}\n" for knob, turned in knobs.items())
+        + "\nObjective metrics and SLO bounds (objective.metrics, objective.slo):\n"
+        + textwrap.fill(", ".join(METRIC_COLUMNS), 100, initial_indent="  ", subsequent_indent="  ")
+    )
+
+
+def _groups(name: str) -> list[str]:
+    fields = typing.get_type_hints(schemas.SCHEMAS[name])
+    return [group for group in _GROUPS if group in fields]
+
+
 def rewrite(arguments: Sequence[str]) -> list[str]:
     """Make overrides that mean something clear valid for Hydra.
 
     Flags go first; ``model=x`` becomes ``+model=x``; the path of a config.json becomes a model option;
-    new names in open mappings need no ``+``; ``resume=DIR`` brings the overrides of that run back.
+    ``host=x`` is ``host.name=x``; new names in open mappings need no ``+``; ``resume=DIR`` brings the
+    overrides of that run back.
     """
     flags = [argument for argument in arguments if argument in ("-m", "--multirun")]
     others = [argument for argument in arguments if argument not in flags]
@@ -84,6 +116,8 @@ def _rewrite_one(argument: str) -> str:
         return argument
     if key.lstrip("+") == "model":
         return "+model=" + ",".join(_model_option(one) for one in value.split(","))
+    if key == "host":
+        return f"host.name={value}"
     if any(key.startswith(f"{mapping}.") for mapping in schemas.OPEN_MAPPINGS):
         return f"++{argument}"
     return argument
@@ -142,7 +176,7 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (paths.conf_dir() / group).glob("*.yaml"))
 
 
-def _asks_for_help(arguments: Sequence[str]) -> bool:
+def _asks_hydra(arguments: Sequence[str]) -> bool:
     return any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments)
 
 
@@ -236,6 +270,8 @@ def _type_at(schema: Any, key: str) -> Any:
 
 
 def _type_name(kind: Any) -> str:
+    if dataclasses.is_dataclass(kind):
+        return ", ".join(field.name for field in dataclasses.fields(kind))
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
     if kind in names:
         return names[kind]

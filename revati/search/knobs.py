@@ -37,8 +37,8 @@ class Knob:
             return ", ".join(str(choice) for choice in self.choices)
         kind = {int: "an integer", float: "a number", bool: "true, false", str: "a text"}[self.type]
         if self.low is not None and self.high is not None:
-            return f"{kind} from {self.low:g} to {self.high:g}"
-        return kind if self.low is None else f"{kind} >= {self.low:g}"
+            return f"{kind} from {self.low} to {self.high}"
+        return kind if self.low is None else f"{kind} >= {self.low}"
 
 
 # Of the deployment rather than of an engine.

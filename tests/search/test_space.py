@@ -46,7 +46,7 @@ def test_overrides_replace_and_add_knobs() -> None:
         ("tensor_parallel_size", 3, "1, 2, 4, 8"),
         ("scheduling_policy", "lifo", "fcfs, priority"),
         ("enforce_eager", 1, "true, false"),
-        ("gpu_memory_utilization", 1.2, "a number from 0.01 to 1"),
+        ("gpu_memory_utilization", 1.2, "a number from 0.01 to 1.0"),
         ("long_prefill_token_threshold", -1, "an integer >= 0"),
         ("enforce_eager", {"low": 0, "high": 1}, "true, false"),
         ("max_num_seqs", {"low": 1}, "low"),
