@@ -7,14 +7,14 @@ requests. Percentiles interpolate linearly over requests (ITL: over gaps).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 FloatArray = npt.NDArray[np.float64]
-Requests = pa.Table | Mapping[str, Any]
+Requests: TypeAlias = pa.Table | Mapping[str, Any]
 
 PERCENTILES = (50, 90, 99)
 LATENCIES = ("ttft", "tpot", "itl", "e2e")

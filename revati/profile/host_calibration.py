@@ -294,7 +294,7 @@ def describe(case: EngineCase, config: Any, start_s: float, out: Path) -> None:
 
 def cpu_name() -> str:
     """The CPU as /proc/cpuinfo names it."""
-    fields = {}
+    fields: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())

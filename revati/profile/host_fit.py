@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 import yaml
-from scipy.optimize import nnls
+from scipy.optimize import nnls  # type: ignore[import-untyped]
 
 Array = npt.NDArray[np.float64]
 
@@ -174,14 +174,15 @@ def least_absolute_relative(features: Array, cost: Array) -> Array:
     _, inverse, counts = np.unique(np.round(features, 3), axis=0, return_inverse=True, return_counts=True)
     rarity = 1.0 / np.sqrt(counts[inverse.ravel()])
     scaled, expected = features / scale, cost.copy()
-    coefficients = np.zeros(features.shape[1])
+    coefficients: Array = np.zeros(features.shape[1])
     for _ in range(40):
         residual = np.abs(cost - scaled @ coefficients) / expected
         root = np.sqrt(rarity / np.maximum(residual, 1e-3)) / expected
         coefficients, _ = nnls(scaled * root[:, None], cost * root)
         # Relative to the prediction, not to the observation: else a low prediction always wins.
         expected = np.maximum(scaled @ coefficients, 1e-3)
-    return coefficients / scale
+    result: Array = coefficients / scale
+    return result
 
 
 def collect(runs: list[Run]) -> dict[tuple[str, str], Samples]:

@@ -21,7 +21,8 @@ class SceneRecorder:
         import torch
 
         self._scene_steps: list[dict[str, Any]] = []
-        execute, sample = self.execute_model, self.sample_tokens  # type: ignore[attr-defined]
+        worker: Any = self
+        execute, sample = worker.execute_model, worker.sample_tokens
 
         def marked_execute(scheduler_output: Any) -> Any:
             self._scene_steps.append(batch_of(scheduler_output))
@@ -32,7 +33,7 @@ class SceneRecorder:
             with torch.profiler.record_function(f"{STEP_MARK} {len(self._scene_steps) - 1} sample"):
                 return sample(grammar_output)
 
-        self.execute_model, self.sample_tokens = marked_execute, marked_sample
+        worker.execute_model, worker.sample_tokens = marked_execute, marked_sample
         self._scene = torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
         )
@@ -40,8 +41,9 @@ class SceneRecorder:
 
     def stop_scene(self, path: str) -> int:
         """Write <path>.trace.json and <path>.steps.json; return the number of steps noted."""
+        worker: Any = self
         self._scene.stop()
-        del self.execute_model, self.sample_tokens
+        del worker.execute_model, worker.sample_tokens
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._scene.export_chrome_trace(f"{path}.trace.json")
         Path(f"{path}.steps.json").write_text(json.dumps(self._scene_steps))
