@@ -39,10 +39,8 @@ class Sweep:
     @property
     def total(self) -> int | None:
         """How many rows there will be, as far as it is known beforehand."""
-        if self.algorithm != "grid":
-            return self.num_trials
-        size = sum(1 for _ in self.space.grid())
-        return size if self.num_trials is None else min(size, self.num_trials)
+        known = [count for count in (self.space.size, self.num_trials) if count is not None]
+        return min(known, default=None)
 
 
 def build(config: DictConfig) -> Sweep:

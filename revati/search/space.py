@@ -59,6 +59,12 @@ class SearchSpace:
 
     domains: dict[str, Domain]
 
+    @property
+    def size(self) -> int | None:
+        """The number of combinations; None if a range makes it too many to count on."""
+        lengths = [len(domain.values) for domain in self.domains.values() if isinstance(domain, Choice)]
+        return math.prod(lengths) if len(lengths) == len(self.domains) else None
+
     def grid(self) -> Iterator[Point]:
         """Every combination.
 

@@ -82,6 +82,12 @@ def test_unknown_space_names_the_known() -> None:
         load_space("nope", "vllm", {})
 
 
+def test_size_is_that_of_the_grid() -> None:
+    space = load_space("default", "vllm", {})
+    assert space.size == len(list(space.grid()))
+    assert SearchSpace({"max_num_seqs": Range(1, 9)}).size is None
+
+
 def test_grid_refuses_ranges() -> None:
     with pytest.raises(ConfigError, match="list of values"):
         next(SearchSpace({"max_num_seqs": Range(1, 9)}).grid())
