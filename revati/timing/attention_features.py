@@ -72,32 +72,36 @@ def features(
 ) -> NDArray[np.float64]:
     """One row in the order of ``FEATURES``; ``context_lens`` include the query tokens."""
     requests = len(query_lens)
-    query_tokens = int(query_lens.sum())
-    context_tokens = int(context_lens.sum())
-    max_context = int(context_lens.max())
-    max_query = int(query_lens.max())
-    decode_only = max_query == 1
+    query_tokens = int(np.add.reduce(query_lens))
+    context_tokens = int(np.add.reduce(context_lens))
+    max_context = int(np.maximum.reduce(context_lens))
     group = heads.num_q // heads.num_kv
-
-    packed = query_lens * group
-    tile_m = DECODE_TILE_M if max_query * group <= DECODE_TILE_M else TILE_M
-    n_blocks = -(-context_lens // BLOCK_N)
-    if decode_only:
+    n_blocks = (context_lens + (BLOCK_N - 1)) // BLOCK_N
+    if query_tokens == requests:
+        max_query, decode_share = 1, 1.0
+        tile_m = DECODE_TILE_M if group <= DECODE_TILE_M else TILE_M
         m_blocks_total = float(requests * -(-group // tile_m))
-        walked = float(n_blocks.sum()) * -(-group // tile_m)
+        walked = float(np.add.reduce(n_blocks)) * -(-group // tile_m)
         pairs = float(context_tokens)
     else:
-        m_blocks = -(-packed // tile_m)
-        m_blocks_total = float(m_blocks.sum())
-        pairs_each = query_lens * (context_lens - (query_lens - 1) * 0.5)
-        pairs = float(pairs_each.sum())
-        walked = float((m_blocks * np.maximum(1.0, pairs_each / query_lens / BLOCK_N + 0.5)).sum())
+        max_query = int(np.maximum.reduce(query_lens))
+        decode_share = float(np.count_nonzero(query_lens == 1)) / requests
+        tile_m = DECODE_TILE_M if max_query * group <= DECODE_TILE_M else TILE_M
+        m_blocks = (query_lens * group + (tile_m - 1)) // tile_m
+        m_blocks_total = float(np.add.reduce(m_blocks))
+        seen = context_lens - (query_lens - 1) * 0.5  # by the average query token
+        pairs = float(np.dot(query_lens, seen))
+        walked = float(np.dot(m_blocks, np.maximum(seen * (1.0 / BLOCK_N) + 0.5, 1.0)))
     work_blocks = walked * heads.num_kv
     blocks_per_sm = max(1, math.ceil(work_blocks * SPLIT_MARGIN / limits.sm_count))
     most = GRAPH_SPLITS if graph else MAX_SPLITS
     longest_blocks = -(-max_context // BLOCK_N)
     splits = float(min(most, -(-longest_blocks // blocks_per_sm)))
-    tiles = float(requests if splits == 1 else np.minimum(most, -(-n_blocks // blocks_per_sm)).sum())
+    tiles = float(
+        requests
+        if splits == 1
+        else np.add.reduce(np.minimum(most, (n_blocks + (blocks_per_sm - 1)) // blocks_per_sm))
+    )
     tiles = max(tiles, m_blocks_total) * heads.num_kv
 
     kv_bytes = 4.0 * context_tokens * heads.num_kv * heads.head_dim
@@ -126,7 +130,7 @@ def features(
             waves / math.ceil(waves),
             math.log(blocks_per_sm),
             splits,
-            1.0 if decode_only else float((query_lens == 1).sum()) / requests,
+            decode_share,
             heads.num_q,
             heads.num_kv,
             1.0 if graph else 0.0,
