@@ -7,6 +7,7 @@ both: whichever virtual core is behind goes on, so nothing is received before it
 from __future__ import annotations
 
 import heapq
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -57,6 +58,7 @@ class InProcessDeployment:
     def __init__(self, replica: Replica, core: NativeCore, costs: HostCosts) -> None:
         self._replica, self._core, self._costs = replica, core, costs
         self._start_ns = core.now_ns()
+        self._start_monotonic_s = time.monotonic()  # virtual, as the engine's own timestamps
         self._frontend_ns = self._start_ns
         self._inbox: deque[tuple[int, Request]] = deque()  # sent to the engine: (arrival there, request)
         self._outbox: list[tuple[int, int, Sequence[RequestOutput]]] = []  # sent by the engine
@@ -119,9 +121,9 @@ class InProcessDeployment:
             if len(record.token_times_s) == output.new_tokens:
                 record.engine_first_token_s = self._to_s(sent_ns)
             if output.queued_s is not None:
-                record.queued_s = output.queued_s
+                record.queued_s = output.queued_s - self._start_monotonic_s
             if output.scheduled_s is not None:
-                record.scheduled_s = output.scheduled_s
+                record.scheduled_s = output.scheduled_s - self._start_monotonic_s
             if output.finished:
                 record.engine_last_token_s = self._to_s(sent_ns)
                 finished += 1

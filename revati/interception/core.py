@@ -99,6 +99,10 @@ class NativeCore:
         self.set_gaps: Callable[[int, int, int], None] = lib.revati_set_gaps
         self.reset_counters: Callable[[], None] = lib.revati_reset_counters
 
+    def configure(self, environment: str) -> None:
+        """See these GPUs from now on (`GpuDescription.to_environment`); before anything asks for one."""
+        self._lib.revati_configure(environment.encode())
+
     def set_resolver(self, resolve: Callable[[LaunchKey, Cost], None]) -> None:
         """Ask ``resolve`` once per distinct launch; it fills the cost in place."""
         callback = _Resolver(lambda key, cost: resolve(key.contents, cost.contents))

@@ -13,6 +13,8 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.worker.gpu.cudagraph_utils import get_uniform_token_count
 
 from revati.engines.vllm.fold import fold_ranks
+from revati.engines.vllm.limits import set_profiled_limits
+from revati.engines.vllm.memory import Limits, MemoryOracle
 from revati.timing.attach import LaunchPricing
 from revati.virtual_time.host import IDLE_STEP, HostMeter, StepKind, StepShape
 
@@ -67,14 +69,22 @@ class EmulatedExecutor(UniProcExecutor):
         cls.pricing, cls.meter = pricing, meter
 
     def _init_executor(self) -> None:
-        world_size = self.vllm_config.parallel_config.world_size
-        if world_size > 1:
-            fold_ranks(world_size)
+        fold_ranks(self.vllm_config.parallel_config.world_size)
         self._prefill_lens: dict[str, int] = {}
         self._vocab_size: int = self.vllm_config.model_config.get_vocab_size()
         self._batches: dict[int, tuple[Batch, StepShape]] = {}  # by identity of the scheduler's output
         self._current: tuple[Batch, StepShape] | None = None
         super()._init_executor()
+
+    def determine_available_memory(self) -> list[int]:
+        # The first run compiles; the oracle forks after it, so that later answers come soon.
+        available_bytes = super().determine_available_memory()
+        self.memory = MemoryOracle(self._measure_memory)
+        return available_bytes
+
+    def _measure_memory(self, limits: Limits) -> list[int]:
+        set_profiled_limits(self.driver_worker.worker.model_runner, limits)
+        return super().determine_available_memory()
 
     def shape_of(self, scheduler_output: SchedulerOutput) -> StepShape:
         """Shape of a scheduled step, from its scheduling until `retire`."""

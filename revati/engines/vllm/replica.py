@@ -48,6 +48,10 @@ class VllmReplica:
         self._inputs = InputProcessor(config)
         self._events: dict[str, dict[EngineCoreEventType, float]] = {}
         self._last_step = IDLE_STEP  # whose outputs were handled last
+        self.charge_scheduler()
+
+    def charge_scheduler(self) -> None:
+        """Charge the time of the engine core's present scheduler."""
         scheduler = self.core.scheduler
         scheduler.schedule = self._timed_schedule(scheduler.schedule)  # type: ignore[method-assign]
         scheduler.update_from_output = self._timed_update(scheduler.update_from_output)  # type: ignore[method-assign]

@@ -42,10 +42,8 @@ GpuDescription parse(const char *text) {
 
 thread_local int device = 0;
 
-}  // namespace
-
-const GpuDescription &gpu() {
-  static const GpuDescription description = [] {
+GpuDescription &description() {
+  static GpuDescription current = [] {
     const char *text = std::getenv("REVATI_GPU");
     if (!text) {
       std::fprintf(stderr,
@@ -55,8 +53,12 @@ const GpuDescription &gpu() {
     }
     return parse(text);
   }();
-  return description;
+  return current;
 }
+
+}  // namespace
+
+const GpuDescription &gpu() { return description(); }
 
 int current_device() { return device; }
 
@@ -74,3 +76,6 @@ int unimplemented(const char *api) {
 }  // namespace revati
 
 int revati_unimplemented(const char *api) { return revati::unimplemented(api); }
+
+// A forked engine takes its own GPUs' description; before it asks anything about them.
+REVATI_API void revati_configure(const char *text) { revati::description() = revati::parse(text); }

@@ -1,0 +1,153 @@
+"""A warmed engine in a process of its own, which forks a child for every trial."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from revati.deployment.inprocess import InProcessDeployment, RequestRecord, make_requests
+from revati.deployment.wire import TrialRequest, TrialResult, send_result
+from revati.engines.base import InfeasibleError
+from revati.engines.warm import EngineModule, WarmEngine, engine_module
+from revati.workload import Workload
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Let the kernel end this process when its parent ends, however that happens."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def run_template(channel: socket.socket, first: TrialRequest, work_dir: Path) -> None:
+    """Start the engine that ``first`` needs, then fork a child for each request.
+
+    Requests come over ``channel``, each with the connection on which its result is awaited.
+    """
+    log_path = work_dir / "engine.log"
+    redirect_output(log_path)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the engine's own subprocesses are waited for
+    module = engine_module(first.spec.engine)
+    refusal: TrialResult | None = None
+    warm: WarmEngine | None = None
+    try:
+        warm = module.start(first.spec, work_dir)
+        gc.collect()
+        gc.freeze()  # forked children share these pages
+    except InfeasibleError as error:
+        refusal = TrialResult("infeasible", str(error), log_path=log_path)
+    except Exception as error:
+        traceback.print_exc()
+        refusal = TrialResult("failed", f"engine start: {type(error).__name__}: {error}", log_path=log_path)
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(channel, 1 << 20, 1)
+        _reap()
+        if not message:
+            return
+        with socket.socket(fileno=descriptors[0]) as connection:
+            if warm is None:
+                assert refusal is not None
+                send_result(connection, refusal)
+            else:
+                _fork_trial(module, warm, TrialRequest.from_line(message), connection)
+
+
+def redirect_output(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _fork_trial(module: EngineModule, warm: WarmEngine, request: TrialRequest, connection: socket.socket) -> None:
+    # Measuring memory for new limits forks, too: the answer must stay with this process.
+    try:
+        module.before_fork(warm, request.spec)
+    except InfeasibleError as error:
+        send_result(connection, TrialResult("infeasible", str(error), log_path=request.out_dir / "trial.log"))
+        return
+    if os.fork():
+        return
+    die_with_parent()
+    log_path = request.out_dir / "trial.log"
+    redirect_output(log_path)
+    try:
+        result = _run(module, warm, request)
+    except InfeasibleError as error:
+        result = TrialResult("infeasible", str(error), log_path=log_path)
+    except BaseException as error:
+        traceback.print_exc()
+        result = TrialResult("failed", f"{type(error).__name__}: {error}", log_path=log_path)
+    send_result(connection, result)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # no clean-up of the parent's threads and libraries
+
+
+def _reap() -> None:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def _run(module: EngineModule, warm: WarmEngine, request: TrialRequest) -> TrialResult:
+    begin = time.perf_counter()
+    module.prepare(warm, request.spec)
+    workload = Workload.from_trace(request.workload_path)
+    requests = make_requests(workload, request.spec.model.vocab_size, request.spec.seed)
+    warm.core.reset_counters()
+    warm.core.show_virtual_time(True)
+    deployment = InProcessDeployment(warm.replica, warm.core, warm.costs)
+    records = deployment.serve(requests, workload.arrival_s.tolist())
+    warm.core.show_virtual_time(False)
+    requests_path = request.out_dir / "requests.parquet"
+    pq.write_table(_requests_table(records, workload), requests_path)
+    shares = warm.pricing.shares()
+    return TrialResult(
+        status="ok",
+        kv_cache_blocks=warm.replica.kv_cache_blocks,
+        provenance={f"gpu_time_share_{name}": share for name, share in shares.items()},
+        wall_s=time.perf_counter() - begin,
+        requests_path=requests_path,
+        log_path=request.out_dir / "trial.log",
+    )
+
+
+def _requests_table(records: list[RequestRecord], workload: Workload) -> pa.Table:
+    first = np.array([record.token_times_s[0] for record in records])
+    last = np.array([record.token_times_s[-1] for record in records])
+    arrival = np.array([record.arrival_s for record in records])
+    intervals = np.maximum(1, np.array([len(record.token_times_s) for record in records]) - 1)
+    engine = ("queued_s", "scheduled_s", "engine_first_token_s", "engine_last_token_s")
+    return pa.table(
+        {
+            "arrival_s": arrival,
+            "submitted_s": [record.submitted_s for record in records],
+            "prompt_tokens": workload.prompt_tokens,
+            "output_tokens": workload.output_tokens,
+            "ttft_s": first - arrival,
+            "e2e_s": last - arrival,
+            "tpot_s": (last - first) / intervals,
+            **{name: [getattr(record, name) for record in records] for name in engine},
+            "token_times_us": [
+                np.round((np.array(record.token_times_s) - record.arrival_s) * 1e6).astype(np.int64)
+                for record in records
+            ],
+        }
+    )

@@ -1,0 +1,81 @@
+"""What sweep workers and warmed engines say to each other: one JSON line each way over a Unix socket."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from revati.deployment.spec import DeploymentSpec
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRequest:
+    """One trial: what to deploy, the workload's file, and the folder for its log and requests."""
+
+    spec: DeploymentSpec
+    workload_path: Path
+    out_dir: Path
+
+    def to_line(self) -> bytes:
+        content = {
+            "spec": self.spec.to_json(),
+            "workload_path": str(self.workload_path),
+            "out_dir": str(self.out_dir),
+        }
+        return json.dumps(content).encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> TrialRequest:
+        content = json.loads(line)
+        return cls(
+            DeploymentSpec.from_json(content["spec"]),
+            Path(content["workload_path"]),
+            Path(content["out_dir"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult:
+    """What came of one emulated deployment; ``wall_s`` excludes the engine's start."""
+
+    status: Literal["ok", "infeasible", "failed"]
+    reason: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    kv_cache_blocks: int = 0
+    provenance: dict[str, float] = field(default_factory=dict)
+    wall_s: float = 0.0
+    requests_path: Path | None = None
+    log_path: Path | None = None
+
+    def to_line(self) -> bytes:
+        return json.dumps(asdict(self), default=str).encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> TrialResult:
+        content: dict[str, Any] = json.loads(line)
+        for name in ("requests_path", "log_path"):
+            if content[name] is not None:
+                content[name] = Path(content[name])
+        return cls(**content)
+
+
+def receive_line(connection: socket.socket) -> bytes:
+    """Read up to and with the next newline; empty at the end of the stream.  Reads not a byte more."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        part = connection.recv(65536, socket.MSG_PEEK)
+        if not part:
+            return b""
+        end = part.find(b"\n")
+        line += connection.recv(end + 1 if end >= 0 else len(part))
+    return bytes(line)
+
+
+def send_result(connection: socket.socket, result: TrialResult) -> None:
+    try:
+        connection.sendall(result.to_line())
+    except BrokenPipeError:  # whoever asked is gone
+        pass

@@ -1,0 +1,90 @@
+"""The process from which all engines of a node are forked: it has imported them and started none.
+
+usage: python -m revati.deployment.zygote SOCKET_PATH WORK_DIR ENGINE
+
+Listens on SOCKET_PATH.  Each connection brings one trial; it is handed to the template (see `template`)
+of its key, which is forked at the first such trial and again if it has died.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from revati.deployment.template import die_with_parent, run_template
+from revati.deployment.wire import TrialRequest, TrialResult, receive_line, send_result
+from revati.engines.warm import engine_module
+
+
+class Zygote:
+    def __init__(self, listener: socket.socket, work_dir: Path) -> None:
+        self._listener, self._work_dir = listener, work_dir
+        self._templates: dict[str, socket.socket] = {}
+        self._selector = selectors.DefaultSelector()
+
+    def serve(self) -> None:
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        while True:
+            for ready, _ in self._selector.select():
+                if ready.fileobj is self._listener:
+                    connection, _ = self._listener.accept()
+                    self._dispatch(connection)
+                else:
+                    self._forget(ready.data)
+
+    def _dispatch(self, connection: socket.socket) -> None:
+        with connection:
+            line = receive_line(connection)
+            if not line:
+                return
+            try:
+                request = TrialRequest.from_line(line)
+                key = engine_module(request.spec.engine).template_key(request.spec)
+            except Exception as error:
+                send_result(connection, TrialResult("failed", f"{type(error).__name__}: {error}"))
+                return
+            template = self._templates.get(key) or self._fork(key, request, connection)
+            try:
+                socket.send_fds(template, [line], [connection.fileno()])
+            except OSError:
+                send_result(connection, TrialResult("failed", "the engine's process died"))
+                self._forget(key)
+
+    def _fork(self, key: str, first: TrialRequest, connection: socket.socket) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if os.fork() == 0:
+            die_with_parent()
+            for other in (ours, self._listener, connection, *self._templates.values()):
+                other.close()
+            self._selector.close()
+            run_template(theirs, first, self._work_dir / f"engine_{key}")
+            os._exit(0)
+        theirs.close()
+        self._templates[key] = ours
+        self._selector.register(ours, selectors.EVENT_READ, key)
+        return ours
+
+    def _forget(self, key: str) -> None:
+        template = self._templates.pop(key)
+        self._selector.unregister(template)
+        template.close()
+
+
+def main() -> None:
+    socket_path, work_dir, engine = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep ends us
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(socket_path))
+        engine_module(engine).preload()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps templates
+        listener.listen(64)
+        Zygote(listener, work_dir).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Starts vLLM for emulation (see `revati.engines.warm.EngineModule`)."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+from revati.deployment.spec import DeploymentSpec, ModelShape
+from revati.engines.base import InfeasibleError
+from revati.engines.vllm.memory import Limits
+from revati.engines.vllm.settings import DEPLOYMENT_ENVIRONMENT, EMULATION_ENVIRONMENT, write_model_folder
+from revati.engines.warm import WarmEngine
+from revati.interception.core import NativeCore
+from revati.interception.gpu import load_gpu
+from revati.paths import kernel_db_dir
+from revati.timing.attach import LaunchPricing
+from revati.timing.estimate import RankShape, dtype_bytes
+from revati.timing.timer import KernelTimer
+from revati.virtual_time.host import FreeHost, HostCosts, HostMeter, MeasuredHost, TableHost
+from revati.virtual_time.host_table import HostTable
+
+# vLLM's defaults of an H200 server are within these, and its defaults for offline use at them.
+_WIDEST = {"max_num_seqs": 1024, "max_num_batched_tokens": 16384}
+_SERVER_DEFAULTS = {"max_num_seqs": 1024, "max_num_batched_tokens": 8192}
+# Below this, vLLM captures a graph of exactly max_num_batched_tokens, which a wider engine lacks.
+_SHARED_MINIMUM_TOKENS = 512
+
+
+def environment() -> dict[str, str]:
+    return {**DEPLOYMENT_ENVIRONMENT, **EMULATION_ENVIRONMENT}
+
+
+def preload() -> None:
+    for module in (
+        "torch",
+        "vllm.v1.engine.core",
+        "vllm.v1.worker.gpu_worker",
+        "vllm.v1.worker.gpu.model_runner",
+        "vllm.model_executor.models.llama",
+        "revati.engines.vllm.replica",
+    ):
+        importlib.import_module(module)
+    import torch
+    import tqdm
+
+    # The emulated device has no context that a fork could break, and a progress bar's thread no use.
+    torch.cuda._is_in_bad_fork = lambda: False
+    tqdm.tqdm.monitor_interval = 0
+
+
+def template_key(spec: DeploymentSpec) -> str:
+    return _template_spec(spec).engine_key(scheduler_knobs=())
+
+
+def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
+    from revati.engines.vllm.replica import VllmReplica
+
+    gpu = load_gpu(spec.gpu)
+    core = NativeCore()
+    core.configure(gpu.to_environment(spec.tensor_parallel_size * spec.pipeline_parallel_size))
+    shape = _rank_shape(spec.model, spec.tensor_parallel_size)
+    timer = KernelTimer(kernel_db_dir(), spec.gpu, shape)
+    hidden_bytes = shape.hidden * dtype_bytes(shape.dtype)
+    pricing = LaunchPricing(core, timer, hidden_bytes, gpu.launch_queue_depth)
+    costs = _host_costs(spec)
+    model_folder = write_model_folder(spec, work_dir / "model")
+    replica = VllmReplica(_template_spec(spec), model_folder, pricing, HostMeter(core, costs))
+    return WarmEngine(replica, core, costs, pricing)
+
+
+def before_fork(warm: WarmEngine, spec: DeploymentSpec) -> None:
+    from revati.engines.vllm.replica import VllmReplica
+
+    assert isinstance(warm.replica, VllmReplica)
+    warm.replica.executor.memory.available_bytes(Limits(**_limits(spec)))
+
+
+def prepare(warm: WarmEngine, spec: DeploymentSpec) -> None:
+    from revati.engines.vllm.limits import apply_limits
+    from revati.engines.vllm.replica import VllmReplica
+
+    assert isinstance(warm.replica, VllmReplica)
+    apply_limits(warm.replica, Limits(**_limits(spec)))
+
+
+def _limits(spec: DeploymentSpec) -> dict[str, int]:
+    return {name: int(spec.engine_args.get(name) or default) for name, default in _SERVER_DEFAULTS.items()}
+
+
+def _template_spec(spec: DeploymentSpec) -> DeploymentSpec:
+    """The spec to warm up: at the widest limits where the trial's fit within them, else at its own."""
+    limits = _limits(spec)
+    shared = limits["max_num_batched_tokens"] >= _SHARED_MINIMUM_TOKENS and all(
+        limits[name] <= widest for name, widest in _WIDEST.items()
+    )
+    arguments = {**spec.engine_args, **(_WIDEST if shared else limits)}
+    return replace(spec, engine_args=arguments)
+
+
+def _rank_shape(model: ModelShape, tp: int) -> RankShape:
+    if model.num_attention_heads % tp:
+        raise InfeasibleError(f"{model.num_attention_heads} attention heads cannot be divided by TP={tp}")
+    return RankShape(
+        hidden=model.hidden_size,
+        intermediate=model.intermediate_size // tp,
+        num_q_heads=model.num_attention_heads // tp,
+        num_kv_heads=max(1, model.num_key_value_heads // tp),
+        head_dim=model.head_dim,
+        vocab=model.vocab_size // tp,
+        num_layers=model.num_hidden_layers,
+        dtype=model.dtype,
+        tp=tp,
+    )
+
+
+def _host_costs(spec: DeploymentSpec) -> HostCosts:
+    if spec.host.mode == "free":
+        return FreeHost()
+    table = HostTable.load(spec.host.name)
+    costs = TableHost(table, spec.model.num_hidden_layers // spec.pipeline_parallel_size, spec.tensor_parallel_size)
+    return MeasuredHost(costs, table.cpu_factor) if spec.host.mode == "measured" else costs

@@ -1,0 +1,64 @@
+"""Warmed engines: started once, then forked for each trial."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from revati.deployment.spec import DeploymentSpec
+from revati.engines.base import Replica
+from revati.interception.core import NativeCore
+from revati.timing.attach import LaunchPricing
+from revati.virtual_time.host import HostCosts
+
+_MODULES = {"vllm": "revati.engines.vllm.start"}
+
+
+@dataclass(slots=True)
+class WarmEngine:
+    """An engine ready to serve, and the clock and prices that it runs on."""
+
+    replica: Replica
+    core: NativeCore
+    costs: HostCosts
+    pricing: LaunchPricing
+
+
+class EngineModule(Protocol):
+    """What a module in ``_MODULES`` offers."""
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables of the process, before anything is imported."""
+
+    def preload(self) -> None:
+        """Import what every start of this engine needs; touches no GPU."""
+
+    def template_key(self, spec: DeploymentSpec) -> str:
+        """Specs of one key can share a warmed engine."""
+
+    def start(self, spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
+        """Start the engine for all specs of this one's key; raises `InfeasibleError`."""
+
+    def before_fork(self, warm: WarmEngine, spec: DeploymentSpec) -> None:
+        """In the warmed engine: find out what later trials like ``spec`` can reuse."""
+
+    def prepare(self, warm: WarmEngine, spec: DeploymentSpec) -> None:
+        """In the forked trial: apply what ``spec`` changes; raises `InfeasibleError`."""
+
+
+def engine_names() -> list[str]:
+    return sorted(_MODULES)
+
+
+def engine_module(name: str) -> EngineModule:
+    """The module of an engine.
+
+    Raises:
+        ValueError: for an unknown engine, naming the known ones.
+    """
+    if name not in _MODULES:
+        raise ValueError(f"unknown engine '{name}'; known: {', '.join(engine_names())}")
+    module: EngineModule = importlib.import_module(_MODULES[name])
+    return module
