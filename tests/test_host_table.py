@@ -20,7 +20,7 @@ PHASE = {
 
 
 def table(slowdown: float = 1.0) -> HostTable:
-    return HostTable("t", PHASE, slowdown, {"execute": {2: 1.2, 4: 1.5}})
+    return HostTable("t", PHASE, slowdown, {"execute": {"any": {2: 1.2, 4: 1.5}}})
 
 
 def test_costs_are_linear_in_the_batch() -> None:

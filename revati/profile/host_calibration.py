@@ -51,13 +51,13 @@ CASES = {
     for case in (
         EngineCase("llama7b", "llama7b", scenes=True),
         EngineCase("llama13b", "llama13b", scenes=True),
-        EngineCase("llama7b_again", "llama7b"),
-        EngineCase("gqa_again", "llama31_8b", config={"num_hidden_layers": 80}, brief=True),
         EngineCase("llama7b_eager", "llama7b", engine_args={"enforce_eager": True}, brief=True),
         EngineCase("llama7b_8layers", "llama7b", config={"num_hidden_layers": 8}, brief=True),
         EngineCase("gqa_80layers", "llama31_8b", config={"num_hidden_layers": 80}, brief=True, scenes=True),
         EngineCase("llama13b_tp2", "llama13b", engine_args={"tensor_parallel_size": 2}, brief=True),
-        EngineCase("llama13b_tp4", "llama13b", engine_args={"tensor_parallel_size": 4}, brief=True),
+        EngineCase(
+            "llama13b_tp4", "llama13b", engine_args={"tensor_parallel_size": 4}, scenes=True, brief=True
+        ),
     )
 }
 DEFAULT_CASES = ("llama7b", "llama13b", "llama7b_eager", "llama7b_8layers", "gqa_80layers")
@@ -215,17 +215,17 @@ async def run_engine(case: EngineCase, out: Path, models: Path) -> None:
     pq.write_table(pa.Table.from_pylist([asdict(o) for o in client.outcomes]), out / "requests.parquet")
     (out / "segments.json").write_text(json.dumps(spans, indent=1))
     if case.scenes:
-        await record_scenes(engine, client, out / "scenes")
+        await record_scenes(engine, client, out / "scenes", "tensor_parallel_size" in case.engine_args)
     print(f"[{case.name}] all done in {now() - first:.1f} s", flush=True)
     engine.shutdown()
 
 
-async def record_scenes(engine: Any, client: Client, out: Path) -> None:
+async def record_scenes(engine: Any, client: Client, out: Path, few: bool) -> None:
     """Trace decode batches, lone prefills and a mixed batch."""
-    for batch in SCENE_DECODES:
+    for batch in SCENE_DECODES[::4] if few else SCENE_DECODES:
         requests = [Request(0.0, client.rng.randint(150, 450), 60) for _ in range(batch)]
         await trace_decode(engine, client, requests, out / f"decode_{batch}", 0.06)
-    for tokens in SCENE_PREFILLS:
+    for tokens in SCENE_PREFILLS[2::4] if few else SCENE_PREFILLS:
         prompts = [Request(0.0, min(tokens, 4000), 2) for _ in range(max(1, tokens // 4000))]
         await trace(engine, client, prompts, out / f"prefill_{tokens}")
     await trace(engine, client, [Request(0.0, 60, 2) for _ in range(16)], out / "prefill_16x60")

@@ -32,8 +32,6 @@ Array = npt.NDArray[np.float64]
 TERMS = ("base_us", "per_request_us", "per_token_us", "per_prefill_us", "per_layer_us", "latency_us")
 LEVELS = {"quiet": 0.1, "typical": 0.5, "busy": 0.9}  # quantiles of the slowdown over all half seconds
 WINDOW_S = 0.5
-# Not from this calibration: the slowest of the ranks against the typical one, as seen on eight-GPU hosts.
-DEFAULT_TENSOR_PARALLEL = {phase: {2: 1.15, 4: 1.3, 8: 1.35} for phase in ("execute", "sample")}
 MOST_LAYERS_QUEUED = 48  # deeper models fill the launch queue, and then an execute phase waits for the GPU
 
 
@@ -325,9 +323,12 @@ ALLOWED = {
 }
 
 
-def fit(samples: dict[tuple[str, str], Samples], least: int = 20) -> dict[str, dict[str, dict[str, float]]]:
+Phases = dict[str, dict[str, dict[str, float]]]
+
+
+def fit(samples: dict[tuple[str, str], Samples], least: int = 20) -> Phases:
     """Fit each phase and kind that has enough observations."""
-    result: dict[str, dict[str, dict[str, float]]] = {}
+    result: Phases = {}
     for (phase, kind), sample in sorted(samples.items()):
         cost, slowdown = np.concatenate(sample.cost_us), np.concatenate(sample.slowdown)
         features = np.concatenate(sample.features)
@@ -374,8 +375,73 @@ def waits_us(runs: list[Run]) -> tuple[float, int]:
     return (float(np.median(delays)), len(delays)) if delays else (0.0, 0)
 
 
-def make_table(runs: list[Run], reference: list[Run], name: str) -> dict[str, Any]:
-    """Build the table that `HostTable` reads."""
+Factors = dict[str, dict[str, dict[int, float]]]
+
+
+def tensor_parallel_factors(runs: list[Run], phases: Phases) -> Factors:
+    """Costs of tensor-parallel engines relative to what the table says for one GPU: phase → kind → ranks.
+
+    Workers have processes of their own there. `execute` is the core's dispatch, the slowest rank's
+    execute_model and the pause after it, `sample` the slowest rank's sample_tokens; `schedule` and
+    `update` run in a core that has its caches to itself. The slowdown of these runs counts as 1. Above
+    the measured numbers of ranks the last doubling is repeated once.
+    """
+    factors: Factors = {}
+    for run in sorted(runs, key=lambda run: run.tensor_parallel_size):
+        for (phase, kind), ratio in rank_ratios(run, phases).items():
+            factors.setdefault(phase, {}).setdefault(kind, {})[run.tensor_parallel_size] = round(ratio, 3)
+    for by_kind in factors.values():
+        for given in by_kind.values():
+            *_, before, last = 1, *sorted(given)
+            given[2 * last] = round(given[last] + max(given[last] - given.get(before, 1.0), 0.0), 3)
+    return factors
+
+
+def rank_ratios(run: Run, phases: Phases) -> dict[tuple[str, str], float]:
+    """Median cost of one tensor-parallel run relative to the table, by phase and kind."""
+    tables = [pq.read_table(path) for path in sorted(run.folder.glob("worker_*.parquet"))]
+    fewest = min(len(table) for table in tables)
+    # The first rows are of the start-up, and their number differs between ranks.
+    ranks = [{n: t[n].to_numpy()[-fewest:] for n in t.column_names} for t in tables]
+    requests, tokens = ranks[0]["scheduled_requests"], ranks[0]["scheduled_tokens"]
+    largest_graph = max(run.description["resolved"]["cudagraph_capture_sizes"])
+    decodes = ranks[0]["most_tokens"] == 1
+    kind = np.where(tokens > largest_graph, "compiled", np.where(decodes, "full", "piecewise"))
+    kind[tokens == 0] = "idle"
+    begin, end = (np.stack([r[f"execute_{edge}_s"] for r in ranks]) for edge in ("begin", "end"))
+    sampling = np.stack([r["sample_end_s"] - r["sample_begin_s"] for r in ranks]).max(axis=0)
+    execute = (end - begin).max(axis=0) + ranks[0]["sample_begin_s"] - ranks[0]["execute_end_s"]
+    s = run.steps
+    execute += float(np.nanmedian(s["sample_end_s"] - s["schedule_end_s"]))
+    core_kind = np.where(s["prefill_requests"] > 0, "prefill", "full")
+    core_kind[(s["scheduled_tokens"] == 0) | (s["scheduled_tokens"] > largest_graph)] = ""
+
+    ratios: dict[tuple[str, str], float] = {}
+    layers = np.full(len(tokens), run.layers)
+    zeros = np.zeros(len(tokens))
+    for name in ("full", "piecewise", "compiled"):
+        use = kind == name
+        prefills = np.where(decodes, 0, 1)
+        features = np.stack([zeros + 1, requests, zeros, prefills, layers, zeros + 1], axis=1)[use]
+        for phase, cost in (("execute", execute), ("sample", sampling)):
+            ratios[phase, name] = float(np.median(cost[use] * 1e6 / predicted(phases[phase][name], features)))
+    use = core_kind == "full"
+    ones, batch = np.ones(int(use.sum())), s["scheduled_requests"][use]
+    features = np.stack([ones, batch, 0 * ones, 0 * ones, 0 * ones, ones], axis=1)
+    for phase in ("schedule", "update"):
+        cost = s[f"{phase}_end_s"][use] - s[f"{phase}_begin_s"][use]
+        ratios[phase, "any"] = float(np.nanmedian(cost * 1e6 / predicted(phases[phase]["full"], features)))
+    return ratios
+
+
+def predicted(entry: dict[str, float], features: Array) -> Array:
+    """A fitted phase's cost in µs at slowdown 1 for features (n, 6) in the order of TERMS."""
+    result: Array = features @ np.array([entry.get(term, 0.0) for term in TERMS])
+    return result
+
+
+def make_table(runs: list[Run], ranked: list[Run], reference: list[Run], name: str) -> dict[str, Any]:
+    """Build the table that `HostTable` reads, from single-GPU runs and tensor-parallel ones."""
     set_slowdowns(runs, reference)
     phases = fit(collect(runs)) | fit(message_samples(runs))
     wait, waits = waits_us(runs)
@@ -394,7 +460,7 @@ def make_table(runs: list[Run], reference: list[Run], name: str) -> dict[str, An
         "name": name,
         "slowdowns": {level: round(float(np.quantile(slowdowns, q)), 3) for level, q in LEVELS.items()},
         "level": "typical",
-        "tensor_parallel": DEFAULT_TENSOR_PARALLEL,
+        "tensor_parallel": tensor_parallel_factors(ranked, phases),
         "gpu_wait_us": {"median": round(wait, 1), "samples": waits},
         "provenance": [
             {
@@ -408,11 +474,13 @@ def make_table(runs: list[Run], reference: list[Run], name: str) -> dict[str, An
                 "python": run.description["python"],
                 "layers": run.layers,
                 "steps": len(run.graph),
+                "tensor_parallel_size": run.tensor_parallel_size,
                 "slowdown": [
-                    round(float(q), 3) for q in np.quantile(list(run.slowdowns.values()), (0.1, 0.5, 0.9))
+                    round(float(q), 3)
+                    for q in np.quantile(list(run.slowdowns.values()) or [1.0], (0.1, 0.5, 0.9))
                 ],
             }
-            for run in runs
+            for run in [*runs, *ranked]
         ],
         "phases": phases,
     }
@@ -431,12 +499,14 @@ def main(argv: list[str] | None = None) -> int:
         "--out", type=Path, required=True, help="the table to write, e.g. conf/host/h200_xeon.yaml"
     )
     arguments = parser.parse_args(argv)
-    runs = [load_run(folder) for folder in arguments.runs]
+    every = [load_run(folder) for folder in arguments.runs]
+    runs = [run for run in every if run.tensor_parallel_size == 1]
+    ranked = [run for run in every if run.tensor_parallel_size > 1]
     wanted = arguments.reference or [runs[0].name]
     reference = [run for run in runs if run.name in wanted]
     if not reference:
         parser.error(f"--reference: none of {', '.join(wanted)} among {', '.join(run.name for run in runs)}")
-    table = make_table(runs, reference, arguments.out.stem)
+    table = make_table(runs, ranked, reference, arguments.out.stem)
     arguments.out.write_text(
         "# Made by python -m revati.profile.host_fit; see revati/virtual_time/host_table.py.\n"
         + yaml.safe_dump(table, sort_keys=False, width=110, default_flow_style=None)

@@ -20,8 +20,10 @@ class SceneRecorder:
         """Start to trace kernels, and to note each step's query and context lengths."""
         import torch
 
-        self._scene_steps: list[dict[str, Any]] = []
         worker: Any = self
+        if worker.rank != 0:
+            return  # ranks do the same work
+        self._scene_steps: list[dict[str, Any]] = []
         execute, sample = worker.execute_model, worker.sample_tokens
 
         def marked_execute(scheduler_output: Any) -> Any:
@@ -42,6 +44,8 @@ class SceneRecorder:
     def stop_scene(self, path: str) -> int:
         """Write <path>.trace.json and <path>.steps.json; return the number of steps noted."""
         worker: Any = self
+        if worker.rank != 0:
+            return 0
         self._scene.stop()
         del worker.execute_model, worker.sample_tokens
         Path(path).parent.mkdir(parents=True, exist_ok=True)

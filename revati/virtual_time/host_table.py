@@ -54,6 +54,8 @@ _NEAREST = {
 # Phases of messages know only whether the core is idle: every kind of running step is busy.
 _MESSAGES = ("input", "ipc", "frontend_submit")
 
+_RANKS = range(1, 65)
+
 Coefficients = tuple[float, float, float, float, float]
 
 
@@ -64,8 +66,8 @@ class HostTable:
         name: the table's name, for messages.
         phases: phase → kind → coefficients by the names in `TERMS` and `LATENCY` (absent: 0).
         slowdown: factor on every coefficient but the latency.
-        tensor_parallel: phase → ranks → factor (a step waits for its slowest rank); between given
-            numbers of ranks the next smaller one counts.
+        tensor_parallel: phase → kind (or "any") → ranks → factor (workers of their own processes, the
+            slowest of them); between given numbers of ranks the next smaller one counts.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class HostTable:
         name: str,
         phases: dict[str, dict[str, dict[str, Any]]],
         slowdown: float = 1.0,
-        tensor_parallel: dict[str, dict[int, float]] | None = None,
+        tensor_parallel: dict[str, dict[str, dict[int, float]]] | None = None,
     ) -> None:
         self.name, self.slowdown = name, slowdown
         unknown = sorted(set(phases) - set(PHASES))
@@ -91,8 +93,11 @@ class HostTable:
                     terms[0] += float(by_kind[found].get(LATENCY, 0.0))
                     self._costs[phase, kind] = (terms[0], terms[1], terms[2], terms[3], terms[4])
         self._tensor_parallel = {
-            phase: {ranks: _factor(given, ranks) for ranks in range(1, 65)}
-            for phase, given in (tensor_parallel or {}).items()
+            (phase, kind): {
+                ranks: _factor(by_kind.get(kind, by_kind.get("any", {})), ranks) for ranks in _RANKS
+            }
+            for phase, by_kind in (tensor_parallel or {}).items()
+            for kind in KINDS
         }
 
     @classmethod
@@ -153,11 +158,11 @@ class HostTable:
             + per_prefill * num_prefills
             + per_layer * num_layers
         )
-        return cost if tp == 1 else cost * self._tp_factor(phase, tp)
+        return cost if tp == 1 else cost * self._tp_factor(phase, kind, tp)
 
-    def _tp_factor(self, phase: str, tp: int) -> float:
-        factors = self._tensor_parallel.get(phase)
-        return 1.0 if factors is None else factors[min(tp, 64)]
+    def _tp_factor(self, phase: str, kind: str, tp: int) -> float:
+        factors = self._tensor_parallel.get((phase, kind))
+        return 1.0 if factors is None else factors[min(tp, _RANKS[-1])]
 
     def _unknown(self, phase: str, kind: str) -> str:
         if phase not in PHASES:
