@@ -1,11 +1,12 @@
 """Calibrate host time on a machine with the target's CPU and GPU: real vLLM, synthetic load, step logs.
 
     python -m revati.profile.host_calibration run --out DIR [--engine llama7b ...]
-    python -m revati.profile.host_calibration fit --runs DIR --name h200_xeon
+    python -m revati.profile.host_fit --runs DIR/llama7b DIR/... --out conf/host/NAME.yaml
 
 `run` starts one engine after another and drives it through segments that visit the batches a host table
 must know: lone prefills, bursts, decode batches, and arrivals at random. The load resembles no workload
-that results are validated with, and no end-to-end result is kept for the table. `fit` makes the table.
+that results are validated with, and no end-to-end result goes into the table, which `host_fit` makes.
+Revati must be installed there, so that the engines find its logging plug-ins.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ import pyarrow.parquet as pq
 
 now = time.monotonic
 
+PLUGINS = ("revati_step_log", "revati_worker_log", "revati_frontend_log")
 DECODE_BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 640, 1024)
 PREFILL_TOKENS = (16, 32, 64, 128, 192, 256, 384, 500, 520, 768, 1024, 1536, 2048, 3072, 4000)
 SCENE_DECODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -358,6 +361,12 @@ def convert_scenes(folder: Path) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run each engine in a process of its own; a failing one doesn't stop the others."""
+    plugins = entry_points(group="vllm.general_plugins").names
+    if missing := [name for name in PLUGINS if name not in plugins]:
+        print(
+            f"no vLLM plug-in {', '.join(missing)}: install Revati first (pip install -e .)", file=sys.stderr
+        )
+        return 2
     failed = []
     for name in arguments.engine:
         command = [sys.executable, "-m", __spec__.name, "engine", "--name", name, "--out", str(arguments.out)]
