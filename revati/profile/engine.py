@@ -198,7 +198,7 @@ def _rows(engine: Recorded, events: list[GpuEvent]) -> list[Row]:
                 "grid_z": grid[2],
                 "block_x": block[0] * block[1] * block[2],
                 "shared_bytes": shared_bytes,
-                "width": row_width(kind, shape),
+                "width": row_width(name, kind, shape),
                 "num_q_heads": shape.num_q_heads,
                 "num_kv_heads": shape.num_kv_heads,
                 "head_dim": shape.head_dim,

@@ -42,14 +42,14 @@ def family(name: str) -> str:
 
 
 def without_number(name: str) -> str:
-    """A Triton name without Inductor's running number; a C++ name without its parameter list."""
+    """A Triton name without Inductor's running number; a C++ name without return type, parameters, spaces."""
     if "(" in name or "<" in name:
-        return _cut_parameters(name)
+        return _cut_parameters(name.removeprefix("void ")).replace(" ", "")
     return _NUMBER.sub("", name)
 
 
 def _cut_parameters(name: str) -> str:
-    """``void f<int, (A)0>(int, B)`` → ``void f<int, (A)0>``."""
+    """``f<int, (A)0>(int, B)`` → ``f<int, (A)0>``."""
     depth = 0
     for i, char in enumerate(name):
         if char == "<":

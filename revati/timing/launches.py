@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 
 from revati.timing.curve import EXTRAPOLATED_REL_STD, Curve
 from revati.timing.estimate import Estimate, RankShape
 from revati.timing.families import family, without_number
 from revati.timing.gpu import GpuLimits
-from revati.timing.roofline import REL_STD, roofline_us
+from revati.timing.roofline import ATTAINABLE, REL_STD, roofline_us
 
+FEW_BLOCKS = 8
 BYTES_PER_THREAD = 32  # a guess for unknown kernels: 16 bytes read and 16 written
-
-# What one block row of the launch works on, where the launch alone doesn't say it.
-ROW_KINDS = frozenset({"norm", "embedding", "kv_write"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +26,20 @@ class Launch:
     duration_us: float
 
 
-def row_width(kind: str, shape: RankShape) -> int:
-    """Elements per block row for kernels with one block per token."""
+def row_width(name: str, kind: str, shape: RankShape) -> int:
+    """Elements per block, for kernels with one block per token; 0 where the launch says it all.
+
+    Inductor's pointwise kernels spread all elements over blocks of a fixed size; vLLM's own activation and
+    rotary kernels take a block per token.
+    """
     if kind in ("norm", "embedding"):
         return shape.hidden
     if kind == "kv_write":
         return shape.num_kv_heads * shape.head_dim
+    if kind == "activation" and not name.startswith("triton_"):
+        return shape.intermediate
+    if kind == "rope" and not name.startswith("triton_"):
+        return (shape.num_q_heads + shape.num_kv_heads) * shape.head_dim
     return 0
 
 
@@ -50,12 +57,16 @@ class LaunchModel:
             kind = family(launch.name)
             work = launch.blocks * (launch.width or launch.block_x)
             by_family.setdefault((kind, int(bool(launch.width))), []).append((work, launch.duration_us))
+        small = [
+            x.duration_us for x in launches if family(x.name) == "elementwise" and x.blocks <= FEW_BLOCKS
+        ]
+        self._floor_us = statistics.median(small) if small else None
         self._by_name = {key: Curve.from_points(points) for key, points in by_name.items()}
         self._by_family = {key: Curve.from_points(points) for key, points in by_family.items()}
 
     def estimate(self, name: str, blocks: int, block_x: int, shape: RankShape) -> Estimate:
         kind = family(name)
-        width = row_width(kind, shape) if kind in ROW_KINDS else 0
+        width = row_width(name, kind, shape)
         for known in (name, without_number(name)):
             curve = self._by_name.get((known, block_x, width))
             if curve is not None:
@@ -65,4 +76,7 @@ class LaunchModel:
             found = curve.estimate(blocks * (width or block_x), kind)
             return Estimate(found.duration_us, "extrapolated", EXTRAPOLATED_REL_STD, kind)
         nbytes = float(blocks) * block_x * BYTES_PER_THREAD
+        if self._floor_us is not None:
+            duration_us = self._floor_us + nbytes / (self._limits.memory_bytes_per_us * ATTAINABLE)
+            return Estimate(duration_us, "extrapolated", REL_STD, kind)
         return Estimate(roofline_us(self._limits, 0.0, nbytes), "roofline", REL_STD, kind)
