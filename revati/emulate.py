@@ -14,6 +14,7 @@ from revati.search import cli, output
 from revati.search.build import build_objective, build_workload, one_spec
 from revati.search.progress import format_metric
 from revati.search.runner import RUNNER, connect, open_server
+from revati.search.signals import interruptible
 from revati.search.trial import run_trial
 
 
@@ -28,17 +29,20 @@ def run(config: DictConfig, folder: Path, overrides: list[str], runner: str = RU
     """Emulate, print the metrics, and write metrics.json and requests/ into the folder.
 
     Returns:
-        The exit status: 0, or 1 if the deployment is infeasible or failed.
+        The exit status: 0, 1 if the deployment is infeasible or failed, 130 after an interruption.
     """
     spec, workload, objective = one_spec(config), build_workload(config), build_objective(config)
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     output.write_config(folder, config, overrides, workload)
     print(f"{spec.model.name} on {spec.num_gpus} x {spec.gpu}, {len(workload)} requests; starting the engine")
-    with open_server(runner, folder / "logs") as server:
-        result = run_trial(
-            connect(runner, server.socket_path), spec, workload, objective.request_slo, "emulate", folder
-        )
+    try:
+        with interruptible(), open_server(runner, folder / "logs") as server:
+            client = connect(runner, server.socket_path)
+            result = run_trial(client, spec, workload, objective.request_slo, "emulate", folder)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return cli.INTERRUPTED
     (folder / "metrics.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
     if result.status != "ok":
         print(f"{result.status}: {result.reason}; logs: {folder / 'logs'}", file=sys.stderr)

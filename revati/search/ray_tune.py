@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from revati.deployment.metrics import Slo
 from revati.deployment.spec import DeploymentSpec
 from revati.search.campaign import Campaign
+from revati.search.leftovers import end_marked, no_leftovers
 from revati.search.runner import connect, open_server
+from revati.search.signals import handle_signals, interrupt, interruptible
 from revati.search.trial import TrialOutput, run_trial
 from revati.workload import Workload
 
@@ -28,6 +29,8 @@ from revati.workload import Workload
 _TRIAL_BYTES = 2 << 30
 # The engine's template, Ray's own processes and this one.
 _BASE_BYTES = 5 << 30
+
+_START_ATTEMPTS = 4
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -83,9 +86,10 @@ def run_campaign(
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with (
-        _interruptible(),
+        interruptible(),
         _session_dir() as session,
         open_server(setup.runner, setup.folder / "logs") as server,
+        no_leftovers(str(session)),
         _ray(session, concurrency, dashboard, say),
     ):
         _fit(campaign, setup, server.socket_path, session, concurrency)
@@ -219,25 +223,45 @@ def _ray(session: Path, concurrency: int, dashboard: bool, say: Callable[[str], 
     import ray
 
     try:
-        context = ray.init(
-            address="local",
-            num_cpus=concurrency,
-            num_gpus=0,
-            include_dashboard=dashboard and find_spec("opencensus") is not None,
-            object_store_memory=100 << 20,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-            _temp_dir=str(session / "ray"),
-        )
-        _handle_signals(_interrupt)  # Ray has put its own in their place
-        if context.dashboard_url:
-            say(f"Ray dashboard: http://{context.dashboard_url}, token {os.environ['RAY_AUTH_TOKEN']}")
+        url = _start_ray(session, concurrency, dashboard, say)
+        handle_signals(interrupt)  # Ray has put its own in their place
+        if url:
+            say(f"Ray dashboard: http://{url}, token {os.environ['RAY_AUTH_TOKEN']}")
         yield
     finally:
         # A second Ctrl-C must not leave half of it behind.
-        _handle_signals(signal.SIG_IGN)
+        handle_signals(signal.SIG_IGN)
         ray.shutdown()
+
+
+def _start_ray(session: Path, concurrency: int, dashboard: bool, say: Callable[[str], None]) -> str:
+    """Start Ray on this machine and return its dashboard's address, empty if it has none.
+
+    Ray gives up when its processes need more than 30 s, which a busy machine takes; then it is tried again.
+    """
+    import ray
+
+    for attempts_left in reversed(range(_START_ATTEMPTS)):
+        try:
+            context = ray.init(
+                address="local",
+                num_cpus=concurrency,
+                num_gpus=0,
+                include_dashboard=dashboard and find_spec("opencensus") is not None,
+                object_store_memory=100 << 20,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+                _temp_dir=str(session / f"ray{attempts_left}"),
+            )
+            return str(context.dashboard_url or "")
+        except Exception as error:
+            if not attempts_left or "timed out" not in str(error):
+                raise
+            say("Ray did not start within its 30 s, the machine is busy: trying again")
+            ray.shutdown()
+            end_marked(str(session))
+    raise AssertionError("unreachable")
 
 
 @contextmanager
@@ -249,24 +273,3 @@ def _session_dir() -> Iterator[Path]:
         yield session
     finally:
         shutil.rmtree(session, ignore_errors=True)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM both raise KeyboardInterrupt while this is open."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    _handle_signals(_interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _handle_signals(handler: Any) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)

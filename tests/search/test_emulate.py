@@ -1,6 +1,10 @@
 """One emulated deployment without a search, on a runner that answers from a formula."""
 
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -40,6 +44,23 @@ def test_goodput_counts_by_the_request_slo(tmp_path: Path) -> None:
         run(tmp_path, f"objective.request_slo.ttft_ms={bound}", "objective.request_slo.tpot_ms=null")
         goodputs.append(json.loads((tmp_path / "metrics.json").read_text())["metrics"]["goodput_req_per_s"])
     assert goodputs[0] == 0 < goodputs[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_closes_the_server(tmp_path: Path, number: signal.Signals) -> None:
+    socket = tmp_path / "logs" / "socket"
+
+    def interrupt() -> None:
+        while not socket.exists():
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert run(tmp_path, f"knobs.max_num_batched_tokens={runner.SLOW}") == 130
+    thread.join()
+    assert not socket.exists()
 
 
 @pytest.mark.parametrize(

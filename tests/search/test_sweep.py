@@ -64,7 +64,7 @@ def assert_nothing_left(session_dir: Path, home_before: set[str]) -> None:
         except OSError:
             continue
         if str(session_dir).encode() in text and int(path.name) != os.getpid():
-            mentioning.append(text[:200])
+            mentioning.append((path / "comm").read_text())
     assert mentioning == []
     assert ray_files_at_home() == home_before
 
@@ -126,7 +126,7 @@ def test_an_interrupted_sweep_cleans_up_and_can_be_resumed(
     deadline = time.monotonic() + 120
     while not (ledger.exists() and ledger.read_text()):
         assert time.monotonic() < deadline, "no trial finished"
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()
         time.sleep(0.2)
     assert list(session_dir.iterdir())
     # As a terminal does: Ray's processes and the server of engines get it, too.
