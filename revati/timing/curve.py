@@ -47,8 +47,8 @@ class Curve:
     def _beyond(self, at: float) -> float:
         """Past the last point the marginal cost of the upper half goes on; never less than the last point."""
         last_at, last_us = self.at[-1], self.duration_us[-1]
-        j = bisect.bisect_left(self.at, last_at / 2)
-        if j >= len(self.at) - 1:
+        if len(self.at) == 1:
             return last_us * max(1.0, at / last_at) if last_at > 0 else last_us
+        j = min(bisect.bisect_left(self.at, last_at / 2), len(self.at) - 2)
         slope = (last_us - self.duration_us[j]) / (last_at - self.at[j])
         return last_us + max(0.0, slope) * (at - last_at)

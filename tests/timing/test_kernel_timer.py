@@ -1,0 +1,283 @@
+"""The resolver: order of sources, provenance, and never zero."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from revati import paths
+from revati.timing import KernelTimer, RankShape, UnknownGpuError, db, schema
+
+SHAPE = RankShape(
+    hidden=512, intermediate=1024, num_q_heads=4, num_kv_heads=2, head_dim=128, vocab=1000, num_layers=2
+)
+LLAMA7B = RankShape(
+    hidden=4096,
+    intermediate=11008,
+    num_q_heads=32,
+    num_kv_heads=32,
+    head_dim=128,
+    vocab=32000,
+    num_layers=32,
+)
+PROVENANCE = {"method": "cupti", "measured_at": "2026-11-20T00:00Z", "driver": "1", "libraries": "x=1"}
+LAUNCH = {"grid_y": 1, "grid_z": 1, "block_x": 128, "shared_bytes": 0}
+
+
+def row(**columns: Any) -> dict[str, Any]:
+    return PROVENANCE | {"count": 3} | columns
+
+
+def write(db_dir: Path, rows: list[dict[str, Any]], gpu: str = "h200") -> None:
+    db.write(schema.rows_to_table(rows), db_dir / f"gpu={gpu}" / "all.parquet")
+
+
+@pytest.fixture
+def timer(tmp_path: Path) -> KernelTimer:
+    gemms = [
+        row(kind="gemm", kernel="g", dtype="bfloat16", m=m, n=512, k=512, median_us=us)
+        for m, us in ((1, 4.0), (8, 5.0), (16, 7.0), (64, 20.0))
+    ]
+    norms = [
+        row(
+            kind="norm",
+            kernel="triton_red_fused_add_rms_norm_0",
+            grid_x=x,
+            width=512,
+            median_us=us,
+            **LAUNCH,
+        )
+        for x, us in ((1, 2.0), (64, 4.0))
+    ]
+    copies = [
+        row(kind="copy", kernel="copy", variant="h2d", nbytes=b, median_us=us)
+        for b, us in ((4, 1.0), (1024, 2.0))
+    ]
+    sums = [
+        row(kind="collective", kernel="all_reduce", variant="nccl", ranks=2, nbytes=b, median_us=us)
+        for b, us in ((1024, 5.0), (4096, 8.0))
+    ]
+    gaps = [
+        row(kind="gap", kernel="graph", variant=None, median_us=9.0),
+        row(kind="gap", kernel="graph", variant="engine", median_us=0.25),
+    ]
+    write(tmp_path, [*gemms, *norms, *copies, *sums, *gaps])
+    return KernelTimer(tmp_path, "h200", SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("m", "duration_us", "provenance"),
+    [
+        (8, 5.0, "measured"),
+        (12, 6.0, "interpolated"),
+        (16, 7.0, "measured"),
+        (128, 20.0 + 64 * (20.0 - 7.0) / 48, "extrapolated"),
+    ],
+)
+def test_gemm_takes_the_best_source(timer: KernelTimer, m: int, duration_us: float, provenance: str) -> None:
+    found = timer.gemm(m, 512, 512, "bfloat16", "bfloat16")
+    assert found.duration_us == pytest.approx(duration_us)
+    assert (found.provenance, found.kind) == (provenance, "gemm")
+
+
+def test_gemm_of_an_unseen_shape_borrows_efficiency(timer: KernelTimer) -> None:
+    one, twice = (timer.gemm(64, n, 512, "bfloat16", "bfloat16") for n in (512, 1024))
+    assert twice.provenance == "extrapolated"
+    assert one.duration_us < twice.duration_us < 3 * one.duration_us
+    assert twice.rel_std > one.rel_std
+
+
+def test_gemm_of_an_unseen_dtype_ends_at_the_roofline(timer: KernelTimer) -> None:
+    assert timer.gemm(8, 512, 512, "float16", "float16").provenance == "roofline"
+
+
+def test_inductor_number_does_not_matter(timer: KernelTimer) -> None:
+    seen, other = (
+        timer.kernel(f"triton_red_fused_add_rms_norm_{i}", (64, 1, 1), (128, 1, 1), 0, 64, 64) for i in (0, 7)
+    )
+    assert seen == other
+    assert (seen.duration_us, seen.provenance, seen.kind) == (4.0, "measured", "norm")
+
+
+def test_kernel_between_and_beyond_measurements(timer: KernelTimer) -> None:
+    def norm(tokens: int) -> tuple[float, str]:
+        found = timer.kernel("triton_red_fused_add_rms_norm_0", (tokens, 1, 1), (128, 1, 1), 0, 0, 0)
+        return found.duration_us, found.provenance
+
+    assert norm(32)[1] == "interpolated"
+    assert norm(4096)[1] == "extrapolated"
+    assert norm(1)[0] < norm(32)[0] < norm(64)[0] <= norm(4096)[0]
+
+
+@pytest.mark.parametrize("name", ["nobody_knows_this", "void f<(anonymous namespace)::g>(int)", ""])
+def test_an_unknown_kernel_is_answered_and_marked(timer: KernelTimer, name: str) -> None:
+    found = timer.kernel(name, (1000, 1, 1), (256, 1, 1), 0, 0, 0)
+    assert found.provenance in ("extrapolated", "roofline")
+    assert found.duration_us > 0
+    assert found.rel_std >= 0.2
+
+
+def test_copies_and_collectives(timer: KernelTimer) -> None:
+    assert timer.copy("h2d", 4).provenance == "measured"
+    assert 1.0 < timer.copy("h2d", 512).duration_us < 2.0
+    assert timer.copy("d2d", 4096).provenance == "roofline"
+    assert timer.collective("all_reduce", 1024, 2, "nccl").duration_us == 5.0
+    assert timer.collective("all_reduce", 1024, 8, "nccl").provenance == "extrapolated"
+    assert timer.collective("all_gather", 1024, 8, "nccl").provenance == "roofline"
+    with pytest.raises(ValueError, match="h2d, d2h, d2d, memset"):
+        timer.copy("sideways", 4)
+
+
+def test_gap_comes_from_engine_recordings(timer: KernelTimer) -> None:
+    assert timer.graph_gap_us == 0.25
+    assert timer.launch_gap_us > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("void cutlass::device_kernel<flash::enable_sm90_or_later<flash::FlashAttnFwdSm90<x> > >(y)", "main"),
+        ("void cutlass::device_kernel<flash::FlashAttnFwdCombine<z> >(y)", "combine"),
+        ("void flash::prepare_varlen_num_blocks_kernel<1, false>(int)", None),
+        ("triton_red_fused_add_rms_norm_0", None),
+    ],
+)
+def test_is_attention(timer: KernelTimer, name: str, part: str | None) -> None:
+    assert timer.is_attention(name) == part
+
+
+def test_attention_without_measurements_is_a_roofline(timer: KernelTimer) -> None:
+    main, combine = timer.attention(np.array([1, 100]), np.array([50, 100]))
+    assert (main.provenance, combine.provenance) == ("roofline", "roofline")
+    assert min(main.duration_us, combine.duration_us) > 0
+
+
+def test_an_unknown_gpu_names_the_known_ones(tmp_path: Path) -> None:
+    write(tmp_path, [], gpu="h200")
+    write(tmp_path, [], gpu="a100")
+    with pytest.raises(UnknownGpuError, match="'b9000'.*a100, h200"):
+        KernelTimer(tmp_path, "b9000", SHAPE)
+
+
+def test_a_file_of_another_schema_version_is_refused(tmp_path: Path) -> None:
+    table = schema.rows_to_table([]).replace_schema_metadata({schema.VERSION_KEY: b"999"})
+    (tmp_path / "gpu=h200").mkdir()
+    pq.write_table(table, tmp_path / "gpu=h200" / "all.parquet")
+    with pytest.raises(schema.SchemaError, match="version 999"):
+        db.read(tmp_path, "h200")
+
+
+def test_a_file_without_a_column_is_refused(tmp_path: Path) -> None:
+    table = schema.rows_to_table([]).drop_columns(["median_us"])
+    (tmp_path / "gpu=h200").mkdir()
+    pq.write_table(table, tmp_path / "gpu=h200" / "all.parquet")
+    with pytest.raises(schema.SchemaError, match="median_us"):
+        db.read(tmp_path, "h200")
+
+
+def test_rows_with_unknown_keys_or_kinds_are_refused() -> None:
+    with pytest.raises(schema.SchemaError, match="no such column: colour"):
+        schema.rows_to_table([row(kind="gemm", kernel="g", median_us=1.0, colour="red")])
+    with pytest.raises(schema.SchemaError, match="unknown kind 'magic'"):
+        schema.rows_to_table([row(kind="magic", kernel="g", median_us=1.0)])
+
+
+@pytest.fixture(scope="module")
+def shipped() -> KernelTimer:
+    return KernelTimer(paths.kernel_db_dir(), "h200", LLAMA7B)
+
+
+@pytest.fixture(scope="module")
+def table() -> pa.Table:
+    return db.read(paths.kernel_db_dir(), "h200")
+
+
+class TestShippedH200:
+    """The measurements in this repository: complete, sane, and monotonic where physics is."""
+
+    def test_every_row_has_a_positive_duration_and_its_provenance(self, table: pa.Table) -> None:
+        gaps = np.array(table["kind"].cast(pa.string()).to_pylist()) == "gap"
+        durations = table["median_us"].to_numpy()
+        assert np.isfinite(durations).all()
+        assert (durations[~gaps] > 0).all()
+        for column in ("method", "measured_at", "driver", "libraries"):
+            assert table[column].null_count == 0
+
+    def test_files_stay_small(self) -> None:
+        sizes = [p.stat().st_size for p in paths.kernel_db_dir().rglob("*.parquet")]
+        assert sizes
+        assert max(sizes) < 4 * 2**20
+
+    @pytest.mark.parametrize("shape", [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)])
+    def test_layer_gemms_are_measured_for_every_captured_size(
+        self, shipped: KernelTimer, shape: tuple[int, int]
+    ) -> None:
+        for m in (1, 2, 4, *range(8, 257, 8), *range(272, 513, 16), 1024, 4096, 8192):
+            assert shipped.gemm(m, *shape, "bfloat16", "bfloat16").provenance == "measured"
+
+    def test_gemms_stay_between_the_ceiling_and_a_tenth_of_it(self, table: pa.Table) -> None:
+        for r in db.rows(table, ["m", "n", "k", "median_us"], kind="gemm"):
+            m, n, k = r["m"], r["n"], r["k"]
+            ideal_us = max(2 * m * n * k / 989e6, 2 * (m * k + n * k + m * n) / 4.8e6)
+            # Small weights fit in L2, whose bandwidth the datasheet's memory rate does not bound.
+            assert r["median_us"] > 0.6 * ideal_us
+            assert r["median_us"] < 10 * ideal_us + 20
+
+    def test_attention_grows_with_context_and_batch(self, shipped: KernelTimer) -> None:
+        def decode(requests: int, context: int) -> float:
+            lens = np.full(requests, context, dtype=np.int64)
+            return shipped.attention(np.ones(requests, dtype=np.int64), lens)[0].duration_us
+
+        for requests in (1, 8, 64, 256):
+            times = [decode(requests, c) for c in (256, 512, 1024)]
+            assert times == sorted(times)
+        assert decode(8, 700) < decode(32, 700) < decode(128, 700)
+
+    def test_uniform_decodes_are_measured_or_interpolated(self, shipped: KernelTimer) -> None:
+        ones = np.ones(32, dtype=np.int64)
+        assert shipped.attention(ones, ones * 512)[0].provenance == "measured"
+        assert shipped.attention(ones, ones * 500)[0].provenance == "interpolated"
+
+    def test_fitted_attention_agrees_with_the_measured_grid(self, shipped: KernelTimer) -> None:
+        """One request a token longer is answered by the trees, the equal batch by the grid."""
+        ones = np.ones(64, dtype=np.int64)
+        context = ones * 640
+        measured = shipped.attention(ones, context)[0]
+        context[0] += 1
+        fitted = shipped.attention(ones, context)[0]
+        assert fitted.provenance == "interpolated"
+        assert fitted.duration_us == pytest.approx(measured.duration_us, rel=0.1)
+
+    def test_unmeasured_heads_are_extrapolated(self) -> None:
+        shape = RankShape(4096, 11008, 24, 24, 128, 32000, 32)
+        timer = KernelTimer(paths.kernel_db_dir(), "h200", shape)
+        main, _ = timer.attention(np.array([1, 1]), np.array([300, 500]))
+        assert main.provenance == "extrapolated"
+        assert main.duration_us > 0
+
+    def test_answers_are_positive_over_a_wide_range(self, shipped: KernelTimer) -> None:
+        draw = np.random.default_rng(0)
+        for _ in range(200):
+            m, n, k = (int(2 ** draw.uniform(0, 15)) for _ in range(3))
+            found = shipped.gemm(m, n, k, "bfloat16", "bfloat16")
+            assert math.isfinite(found.duration_us)
+            assert found.duration_us > 0
+            requests = int(draw.integers(1, 600))
+            context = draw.integers(1, 20000, requests)
+            query = np.minimum(context, np.where(draw.random(requests) < 0.1, 300, 1))
+            for estimate in shipped.attention(query, context):
+                assert math.isfinite(estimate.duration_us)
+                assert estimate.duration_us > 0
+
+    def test_collectives_grow_with_size_and_ranks(self, shipped: KernelTimer) -> None:
+        for ranks in (2, 4, 8):
+            times = [shipped.collective("all_reduce", 2**e, ranks, "nccl").duration_us for e in (12, 20, 25)]
+            assert times == sorted(times)
+        small = [shipped.collective("all_reduce", 8192, r, "custom_1stage").duration_us for r in (2, 4, 8)]
+        assert small == sorted(small)

@@ -1,0 +1,75 @@
+"""Curves, trees and the held-out report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from revati.timing.curve import Curve
+from revati.timing.families import family, without_number
+from revati.timing.report import left_out_points
+from revati.timing.trees import Trees
+
+
+def test_curve_averages_repeated_points_and_needs_one() -> None:
+    assert Curve.from_points([(1, 2.0), (1, 4.0)]).duration_us == (3.0,)
+    with pytest.raises(ValueError, match="at least one point"):
+        Curve.from_points([])
+
+
+def test_curve_never_falls_beyond_its_end() -> None:
+    falling = Curve.from_points([(1, 5.0), (8, 4.0), (16, 3.0)])
+    assert falling.estimate(64, "k").duration_us == 3.0
+
+
+def test_left_out_points_of_a_line_are_exact() -> None:
+    errors = [error for _, error in left_out_points([(float(x), 3.0 + x) for x in range(1, 9)])]
+    assert len(errors) == 6
+    assert errors == pytest.approx([0.0] * 6)
+
+
+def test_left_out_points_show_a_step() -> None:
+    errors = dict(left_out_points([(1.0, 1.0), (2.0, 1.0), (3.0, 4.0), (4.0, 4.0)]))
+    assert errors[2.0] == pytest.approx(1.5)
+
+
+def test_exported_trees_predict_what_scikit_learn_predicts(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    from revati.profile.fit import export, regressor
+
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(400, 5))
+    y = np.sin(x[:, 0]) + x[:, 1] * x[:, 2]
+    model = regressor("combine").fit(x, y)
+    trees = export(model)
+    assert [trees.predict(row) for row in x[:50]] == pytest.approx(list(model.predict(x[:50])))
+    trees.save(tmp_path / "t.parquet", {"why": "test"})
+    loaded, facts = Trees.load(tmp_path / "t.parquet")
+    assert facts["why"] == "test"
+    assert loaded.predict(x[0]) == trees.predict(x[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("triton_red_fused_fused_add_rms_norm_2", "norm"),
+        ("triton_red_fused__to_copy_embedding_rms_norm_0", "embedding"),
+        ("triton_poi_fused_mul_silu_slice_1", "activation"),
+        ("triton_poi_fused_add_cat_index_select_mul_split_split_with_sizes_sub_unsqueeze_view_3", "rope"),
+        ("void vllm::reshape_and_cache_flash_kernel<x, y, (vllm::Fp8KVCacheDataType)0>(z)", "kv_write"),
+        ("nvjet_sm90_tst_128x8_64x12_4x1_v_bz_TNT", "gemm"),
+        ("void vllm::cross_device_reduce_1stage<__nv_bfloat16, 2>(x)", "collective"),
+        ("_gumbel_sample_kernel", "sampling"),
+        ("memcpy32_post", "elementwise"),
+    ],
+)
+def test_family(name: str, kind: str) -> None:
+    assert family(name) == kind
+
+
+def test_names_lose_what_does_not_tell_the_work() -> None:
+    assert without_number("triton_poi_fused_mul_silu_slice_12") == "triton_poi_fused_mul_silu_slice"
+    assert without_number("void f<int, (A)0>(int, B)") == "f<int,(A)0>"
+    assert without_number("void (anonymous namespace)::g<int>(int)") == "(anonymousnamespace)::g<int>"
