@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from revati.timing import db
 from revati.timing.attention_features import FEATURES, Heads, features, is_graph
 from revati.timing.curve import MEASURED_REL_STD
 from revati.timing.estimate import Estimate, Provenance, RankShape, dtype_bytes
@@ -102,11 +104,18 @@ def _between(x: float, low: float, high: float, below: float, above: float) -> f
 class AttentionModel:
     """Main and combine kernel for one rank's heads."""
 
-    def __init__(self, limits: GpuLimits, shape: RankShape, rows: Rows, fitted_dir: Path) -> None:
+    def __init__(self, limits: GpuLimits, shape: RankShape, measured: pa.Table, fitted_dir: Path) -> None:
         self._limits = limits
         self._shape = shape
         self._heads = Heads(shape.num_q_heads, shape.num_kv_heads, shape.head_dim)
-        mine = [row for row in rows if row["kind"] in ("attention", "combine") and self._is_mine(row)]
+        mine = db.rows(
+            measured,
+            ["kind", "variant", "num_tokens", "num_reqs", "context_lens", "median_us"],
+            kind=["attention", "combine"],
+            num_q_heads=shape.num_q_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+        )
         self._seen_heads = bool(mine)
         self._grids = {
             (kind, graph): DecodeGrid(_uniform_decodes(mine, kind, graph))
@@ -166,14 +175,6 @@ class AttentionModel:
         flops = 4.0 * pairs * heads.num_q * heads.head_dim
         kv_bytes = 2.0 * float(context_lens.sum()) * heads.num_kv * heads.head_dim
         return roofline(self._limits, kind, flops, (kv_bytes + qo_bytes) * size)
-
-    def _is_mine(self, row: dict[str, Any]) -> bool:
-        heads = self._heads
-        return (row["num_q_heads"], row["num_kv_heads"], row["head_dim"]) == (
-            heads.num_q,
-            heads.num_kv,
-            heads.head_dim,
-        )
 
 
 def _uniform_decodes(rows: Rows, kind: str, graph: bool) -> dict[tuple[int, int], float]:

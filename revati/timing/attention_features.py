@@ -97,11 +97,10 @@ def features(
     most = GRAPH_SPLITS if graph else MAX_SPLITS
     longest_blocks = -(-max_context // BLOCK_N)
     splits = float(min(most, -(-longest_blocks // blocks_per_sm)))
-    tiles = float(
-        requests
-        if splits == 1
-        else np.add.reduce(np.minimum(most, (n_blocks + (blocks_per_sm - 1)) // blocks_per_sm))
-    )
+    tiles = float(requests)
+    if splits > 1:
+        wanted = (n_blocks + (blocks_per_sm - 1)) // blocks_per_sm
+        tiles = float(np.add.reduce(np.minimum(most, wanted)))
     tiles = max(tiles, m_blocks_total) * heads.num_kv
 
     kv_bytes = 4.0 * context_tokens * heads.num_kv * heads.head_dim

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from revati.timing.gpu import UnknownGpuError
@@ -42,6 +44,18 @@ def read(db_dir: Path, gpu: str) -> pa.Table:
     if not tables:
         return SCHEMA.empty_table()
     return pa.concat_tables(tables).unify_dictionaries()
+
+
+def rows(table: pa.Table, columns: list[str], **equal: object) -> list[dict[str, Any]]:
+    """Some columns of the rows whose columns equal the given values (a list: any of them)."""
+    for name, wanted in equal.items():
+        values = pa.array(wanted if isinstance(wanted, list) else [wanted])
+        column = table[name]
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(pa.string())
+        table = table.filter(pc.is_in(column, value_set=values))
+    found: list[dict[str, Any]] = table.select(columns).to_pylist()
+    return found
 
 
 def write(table: pa.Table, path: Path) -> None:

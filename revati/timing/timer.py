@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from revati import paths
@@ -22,6 +22,11 @@ from revati.timing.gpu import load_limits
 from revati.timing.launches import Launch, LaunchModel
 from revati.timing.transfers import CollectiveModel, CopyModel
 
+# Kinds that a kernel's name and launch tell apart; the others have features of their own.
+LAUNCH_KINDS = [
+    *("norm", "embedding", "rope", "activation", "kv_write", "elementwise"),
+    *("sampling", "input", "attention_schedule"),
+]
 DEFAULT_GRAPH_GAP_US = 0.5
 DEFAULT_LAUNCH_GAP_US = 1.3
 
@@ -40,16 +45,16 @@ class KernelTimer:
     """
 
     def __init__(self, db_dir: Path, gpu: str, shape: RankShape) -> None:
-        rows: list[dict[str, Any]] = db.read(db_dir, gpu).to_pylist()
+        measured = db.read(db_dir, gpu)
         limits = load_limits(paths.conf_dir() / "gpu", gpu)
         self.shape = shape
-        self._gemm = GemmModel(limits, _gemm_points(rows))
-        self._launches = LaunchModel(limits, _launches(rows))
-        self._copies = CopyModel(limits, _copy_points(rows))
-        self._collectives = CollectiveModel(limits, _collective_points(rows))
-        self._attention = AttentionModel(limits, shape, rows, db.partition(db_dir, gpu) / "fitted")
-        self.graph_gap_us = _gap_us(rows, "graph", DEFAULT_GRAPH_GAP_US)
-        self.launch_gap_us = _gap_us(rows, "stream", DEFAULT_LAUNCH_GAP_US)
+        self._gemm = GemmModel(limits, _gemm_points(measured))
+        self._launches = LaunchModel(limits, _launches(measured))
+        self._copies = CopyModel(limits, _copy_points(measured))
+        self._collectives = CollectiveModel(limits, _collective_points(measured))
+        self._attention = AttentionModel(limits, shape, measured, db.partition(db_dir, gpu) / "fitted")
+        self.graph_gap_us = _gap_us(measured, "graph", DEFAULT_GRAPH_GAP_US)
+        self.launch_gap_us = _gap_us(measured, "stream", DEFAULT_LAUNCH_GAP_US)
 
     def kernel(
         self,
@@ -105,23 +110,22 @@ class KernelTimer:
         return self._attention.estimate(query_lens, context_lens, full_graphs)
 
 
-def _gap_us(rows: list[dict[str, Any]], between: str, default_us: float) -> float:
+def _gap_us(measured: pa.Table, between: str, default_us: float) -> float:
     """The mean over engine recordings; synthetic chains of kernels only where there are none."""
-    found = [r for r in rows if r["kind"] == "gap" and r["kernel"] == between]
+    found = db.rows(measured, ["variant", "median_us"], kind="gap", kernel=between)
     chosen = [r for r in found if r["variant"] == "engine"] or found
     return sum(r["median_us"] for r in chosen) / len(chosen) if chosen else default_us
 
 
-def _gemm_points(rows: list[dict[str, Any]]) -> dict[tuple[int, int, str], list[tuple[int, float]]]:
+def _gemm_points(measured: pa.Table) -> dict[tuple[int, int, str], list[tuple[int, float]]]:
     points: dict[tuple[int, int, str], list[tuple[int, float]]] = {}
-    for row in rows:
-        if row["kind"] == "gemm":
-            points.setdefault((row["n"], row["k"], row["dtype"]), []).append((row["m"], row["median_us"]))
+    for row in db.rows(measured, ["m", "n", "k", "dtype", "median_us"], kind="gemm"):
+        points.setdefault((row["n"], row["k"], row["dtype"]), []).append((row["m"], row["median_us"]))
     return points
 
 
-def _launches(rows: list[dict[str, Any]]) -> list[Launch]:
-    skipped = {"gemm", "attention", "combine", "copy", "memset", "collective", "gap"}
+def _launches(measured: pa.Table) -> list[Launch]:
+    columns = ["kernel", "grid_x", "grid_y", "grid_z", "block_x", "width", "median_us"]
     return [
         Launch(
             name=row["kernel"],
@@ -130,26 +134,20 @@ def _launches(rows: list[dict[str, Any]]) -> list[Launch]:
             width=row["width"] or 0,
             duration_us=row["median_us"],
         )
-        for row in rows
-        if row["kind"] not in skipped
+        for row in db.rows(measured, columns, kind=LAUNCH_KINDS)
     ]
 
 
-def _copy_points(rows: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+def _copy_points(measured: pa.Table) -> dict[str, list[tuple[float, float]]]:
     points: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        if row["kind"] in ("copy", "memset"):
-            direction = "memset" if row["kind"] == "memset" else row["variant"]
-            points.setdefault(direction, []).append((float(row["nbytes"]), row["median_us"]))
+    for row in db.rows(measured, ["variant", "nbytes", "median_us"], kind=["copy", "memset"]):
+        points.setdefault(row["variant"], []).append((float(row["nbytes"]), row["median_us"]))
     return points
 
 
-def _collective_points(
-    rows: list[dict[str, Any]],
-) -> dict[tuple[str, str, int], list[tuple[float, float]]]:
+def _collective_points(measured: pa.Table) -> dict[tuple[str, str, int], list[tuple[float, float]]]:
     points: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
-    for row in rows:
-        if row["kind"] == "collective":
-            key = (row["kernel"], row["variant"], row["ranks"])
-            points.setdefault(key, []).append((float(row["nbytes"]), row["median_us"]))
+    for row in db.rows(measured, ["kernel", "variant", "ranks", "nbytes", "median_us"], kind="collective"):
+        key = (row["kernel"], row["variant"], row["ranks"])
+        points.setdefault(key, []).append((float(row["nbytes"]), row["median_us"]))
     return points

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 class Trees:
     """All trees' nodes in one array; a leaf is its own child, so every walk takes ``depth`` steps."""
 
-    roots: NDArray[np.int32]
-    feature: NDArray[np.int32]
+    roots: NDArray[np.intp]
+    feature: NDArray[np.intp]
     threshold: NDArray[np.float64]
-    left: NDArray[np.int32]
-    right: NDArray[np.int32]
+    left: NDArray[np.intp]
+    right: NDArray[np.intp]
     value: NDArray[np.float64]
     base: float
     depth: int
@@ -54,11 +54,11 @@ class Trees:
         facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         column = {name: table[name].to_numpy() for name in table.column_names}
         trees = cls(
-            roots=np.flatnonzero(column["is_root"]).astype(np.int32),
-            feature=column["feature"].astype(np.int32),
+            roots=np.flatnonzero(column["is_root"]).astype(np.intp),
+            feature=column["feature"].astype(np.intp),
             threshold=column["threshold"].astype(np.float64),
-            left=column["left"].astype(np.int32),
-            right=column["right"].astype(np.int32),
+            left=column["left"].astype(np.intp),
+            right=column["right"].astype(np.intp),
             value=column["value"].astype(np.float64),
             base=float(facts["base"]),
             depth=int(facts["depth"]),

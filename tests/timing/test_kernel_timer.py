@@ -161,7 +161,7 @@ def test_attention_without_measurements_is_a_roofline(timer: KernelTimer) -> Non
 def test_an_unknown_gpu_names_the_known_ones(tmp_path: Path) -> None:
     write(tmp_path, [], gpu="h200")
     write(tmp_path, [], gpu="a100")
-    with pytest.raises(UnknownGpuError, match="'b9000'.*a100, h200"):
+    with pytest.raises(UnknownGpuError, match=r"'b9000'.*a100, h200"):
         KernelTimer(tmp_path, "b9000", SHAPE)
 
 
