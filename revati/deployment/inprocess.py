@@ -20,6 +20,7 @@ from revati.virtual_time.host import IDLE_STEP, HostCosts, StepShape
 from revati.workload import Workload
 
 NS_PER_S = 1_000_000_000
+_OUTPUT_CHUNK = 128  # requests that a frontend handles before it lets clients run
 
 
 @dataclass(slots=True)
@@ -103,31 +104,39 @@ class InProcessDeployment:
         return self._replica.step()
 
     def _submit(self, now_ns: int, request: Request, record: RequestRecord) -> None:
-        self._frontend_ns = now_ns + self._cost("frontend_submit", IDLE_STEP)
+        back_to_back = now_ns == self._frontend_ns
+        call = StepShape("busy" if back_to_back else "idle", num_tokens=len(request.prompt_token_ids))
+        lateness_ns = 0 if back_to_back else self._cost("arrival", IDLE_STEP)
+        self._frontend_ns = now_ns + lateness_ns + self._cost("frontend_submit", call)
         record.submitted_s = self._to_s(self._frontend_ns)
-        self._inbox.append((self._frontend_ns + self._cost("ipc", IDLE_STEP), request))
+        idle = not self._replica.has_work() and not self._inbox
+        message = StepShape("idle" if idle else "busy", num_tokens=len(request.prompt_token_ids))
+        self._inbox.append((self._frontend_ns + self._cost("ipc", message), request))
 
     def _deliver(self, sent_ns: int, outputs: Sequence[RequestOutput], records: list[RequestRecord]) -> int:
         """Hand a step's tokens to their clients; returns how many requests finished."""
-        step = StepShape(num_reqs=len(outputs))
-        lag_ns = self._cost("frontend_token", step)
+        batch = StepShape(num_reqs=len(outputs))
         # A later message waits for the frontend to finish with this one.
-        self._frontend_ns = max(self._frontend_ns, sent_ns) + lag_ns
+        self._frontend_ns = max(self._frontend_ns, sent_ns + self._cost("output_ipc", batch))
         finished = 0
-        for output in outputs:
-            record = records[output.index]
-            now_s = self._to_s(self._frontend_ns)
-            record.token_times_s.extend([now_s] * output.new_tokens)
-            if len(record.token_times_s) == output.new_tokens:
-                record.engine_first_token_s = self._to_s(sent_ns)
-            if output.queued_s is not None:
-                record.queued_s = output.queued_s - self._start_monotonic_s
-            if output.scheduled_s is not None:
-                record.scheduled_s = output.scheduled_s - self._start_monotonic_s
-            if output.finished:
-                record.engine_last_token_s = self._to_s(sent_ns)
-                finished += 1
+        for start in range(0, len(outputs), _OUTPUT_CHUNK):
+            chunk = outputs[start : start + _OUTPUT_CHUNK]
+            self._frontend_ns += self._cost("frontend_busy", StepShape(num_reqs=len(chunk)))
+            for output in chunk:
+                finished += self._record(output, records[output.index], sent_ns)
         return finished
+
+    def _record(self, output: RequestOutput, record: RequestRecord, sent_ns: int) -> bool:
+        if output.new_tokens and not record.token_times_s:
+            record.engine_first_token_s = self._to_s(sent_ns)
+        record.token_times_s.extend([self._to_s(self._frontend_ns)] * output.new_tokens)
+        if output.queued_s is not None:
+            record.queued_s = output.queued_s - self._start_monotonic_s
+        if output.scheduled_s is not None:
+            record.scheduled_s = output.scheduled_s - self._start_monotonic_s
+        if output.finished:
+            record.engine_last_token_s = self._to_s(sent_ns)
+        return output.finished
 
     def _cost(self, phase: str, step: StepShape) -> int:
         cost = self._costs.phase_ns(phase, step)

@@ -22,15 +22,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """New tokens of one request, with the engine's own timestamps in virtual seconds once finished."""
+    """New tokens of one request; the engine's own timestamps are its monotonic clock's, in seconds."""
 
     index: int
     new_tokens: int
     finished: bool
     queued_s: float | None = None
     scheduled_s: float | None = None
-    first_token_s: float | None = None
-    last_token_s: float | None = None
 
 
 class Replica(Protocol):

@@ -47,7 +47,7 @@ class GpuDescription:
     memory_bytes: int
     nvml_memory_bytes: int
     context_bytes: int
-    graph_bytes: int
+    library_bytes: int
     graph_node_bytes: int
     nvlink_links: int
     launch_queue_depth: int
@@ -72,7 +72,7 @@ class GpuDescription:
             name: getattr(self, name)
             for name in (
                 "name", "uuid_prefix", "driver_version", "cuda_driver_version", "memory_bytes",
-                "nvml_memory_bytes", "context_bytes", "graph_bytes", "graph_node_bytes", "nvlink_links",
+                "nvml_memory_bytes", "context_bytes", "library_bytes", "graph_node_bytes", "nvlink_links",
             )
         }  # fmt: skip
         fields["count"] = count

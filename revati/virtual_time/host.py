@@ -6,22 +6,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from revati.interception.core import NativeCore
 from revati.virtual_time.host_table import HostTable
 
-Phase = Literal["input", "schedule", "execute", "sample", "wake", "update", "output"]
-FrontendPhase = Literal["frontend_submit", "ipc", "frontend_token"]
-StepKind = Literal["full", "piecewise", "compiled", "eager", "idle"]
+Phase = Literal["input", "schedule", "execute", "sample", "wake", "collect", "update", "output"]
+FrontendPhase = Literal["arrival", "frontend_submit", "ipc", "output_ipc", "frontend_busy"]
+StepKind = Literal["full", "piecewise", "compiled", "eager", "idle", "busy"]
 
-_PHASES: tuple[Phase, ...] = ("input", "schedule", "execute", "sample", "wake", "update", "output")
-_KINDS: tuple[StepKind, ...] = ("full", "piecewise", "compiled", "eager", "idle")
+_PHASES: tuple[Phase, ...] = get_args(Phase)
+_KINDS: tuple[StepKind, ...] = get_args(StepKind)
+_MEASURABLE = ("schedule", "execute", "sample", "update")  # those that run engine code here
 
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """What a host table needs to know of an engine step: its kind (how the model ran) and its sizes."""
+    """What a host table needs to know of an engine step or message.
+
+    ``kind``: how the model runs in a step; for messages, whether the receiver is idle or busy.
+    ``num_tokens``: prompt tokens that the step computes, for ``num_prefills`` of its ``num_reqs`` requests.
+    """
 
     kind: StepKind = "idle"
     num_reqs: int = 0
@@ -84,7 +89,7 @@ class MeasuredHost:
         self.factor = factor
 
     def phase_ns(self, phase: str, step: StepShape) -> int | None:
-        return None if phase in ("schedule", "execute", "sample", "update") else self._frontend.phase_ns(phase, step)
+        return None if phase in _MEASURABLE else self._frontend.phase_ns(phase, step)
 
 
 class HostMeter:
@@ -129,6 +134,13 @@ class HostMeter:
         finally:
             self._last_ns[tag] = int((self.cpu_ns() - begin) * self._factor)
             self._core.phase_end(self._last_ns[tag])
+
+    @contextmanager
+    def waiting(self, step: StepShape) -> Iterator[None]:
+        """A wait for the GPU: waking up costs more than finding its outputs there already."""
+        begin_ns = self._core.now_ns()
+        yield
+        self.charge("wake" if self._core.now_ns() > begin_ns else "collect", step)
 
     def charge(self, phase: Phase, step: StepShape, spent_ns: int = 0) -> None:
         """Charge a phase after the fact; ``spent_ns`` is the CPU time it took here, if it ran code."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,19 +34,20 @@ class Batch:
     context_lens: list[int]
     samples: dict[str, int | None]  # request id -> token id, None in the middle of a prompt
     num_prefills: int
+    prompt_tokens: int
 
 
 class SampledFuture(Future[Any]):
     """The outputs of a step; asking for them waits for the GPU in virtual time."""
 
-    def __init__(self, inner: Future[Any], batch: Batch, waited: Callable[[], None]) -> None:
+    def __init__(self, inner: Future[Any], batch: Batch, step: StepShape, meter: HostMeter) -> None:
         super().__init__()
-        self._inner, self._batch, self._waited = inner, batch, waited
+        self._inner, self._batch, self._step, self._meter = inner, batch, step, meter
 
     def result(self, timeout: float | None = None) -> Any:
         if not self.done():
-            output: ModelRunnerOutput = self._inner.result(timeout)
-            self._waited()
+            with self._meter.waiting(self._step):
+                output: ModelRunnerOutput = self._inner.result(timeout)
             # No kernel ran: the ids in "device" memory mean nothing.
             tokens = (self._batch.samples[req_id] for req_id in output.req_ids)
             output.sampled_token_ids = [[] if token is None else [token] for token in tokens]
@@ -115,7 +115,7 @@ class EmulatedExecutor(UniProcExecutor):
         batch, step = self._current
         with self.meter.phase("sample", step):
             future = super().sample_tokens(grammar_output, non_block=True)
-        sampled = SampledFuture(future, batch, lambda: self.meter.charge("wake", step))
+        sampled = SampledFuture(future, batch, step, self.meter)
         return sampled if non_block else sampled.result()
 
     def _describe(self, scheduled: SchedulerOutput) -> Batch:
@@ -129,18 +129,20 @@ class EmulatedExecutor(UniProcExecutor):
         computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         query_lens, context_lens = [], []
         samples: dict[str, int | None] = {}
-        num_prefills = 0
+        num_prefills = prompt_tokens = 0
         for req_id, new_tokens in scheduled.num_scheduled_tokens.items():
             context = computed[req_id] + new_tokens
             query_lens.append(new_tokens)
             context_lens.append(context)
             prefill_len = self._prefill_lens[req_id]
-            num_prefills += computed[req_id] < prefill_len
+            if computed[req_id] < prefill_len:
+                num_prefills += 1
+                prompt_tokens += new_tokens
             ordinary = _FIRST_TOKEN_ID + context * _TOKEN_ID_STRIDE % max(1, self._vocab_size - 2 * _FIRST_TOKEN_ID)
             samples[req_id] = ordinary if context >= prefill_len else None
         for req_id in scheduled.finished_req_ids:
             self._prefill_lens.pop(req_id, None)
-        return Batch(query_lens, context_lens, samples, num_prefills)
+        return Batch(query_lens, context_lens, samples, num_prefills, prompt_tokens)
 
     def _shape(self, scheduled: SchedulerOutput, batch: Batch) -> StepShape:
         num_reqs, num_tokens = len(batch.query_lens), scheduled.total_num_scheduled_tokens
@@ -150,4 +152,4 @@ class EmulatedExecutor(UniProcExecutor):
         uniform = get_uniform_token_count(num_reqs, num_tokens, max(batch.query_lens))
         mode = runner.cudagraph_manager.dispatch(num_reqs, num_tokens, uniform, 0).cg_mode
         eager: StepKind = "eager" if self.vllm_config.model_config.enforce_eager else "compiled"
-        return StepShape(_KINDS.get(mode, eager), num_reqs, num_tokens, batch.num_prefills)
+        return StepShape(_KINDS.get(mode, eager), num_reqs, batch.prompt_tokens, batch.num_prefills)

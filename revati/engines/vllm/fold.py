@@ -35,6 +35,15 @@ def fold_ranks(world_size: int) -> None:
     def all_gather_object(objects: list[Any], mine: Any, group: Any = None) -> None:
         objects[:] = [mine] * len(objects)
 
+    mine: list[Any] = []
+
+    def broadcast_object_list(objects: list[Any], src: int | None = None, *_: Any, **__: Any) -> None:
+        # Ranks broadcast in turn, rank 0 first; the others would have sent the like of what it sent.
+        if src in (None, 0):
+            mine[:] = objects
+        else:
+            objects[:] = mine
+
     def same_node(group: Any, source_rank: int = 0) -> list[bool]:
         return [True] * dist.get_world_size(group)
 
@@ -42,7 +51,7 @@ def fold_ranks(world_size: int) -> None:
     dist.init_process_group = init_process_group
     dist.new_group = new_fake_group
     dist.all_gather_object = all_gather_object
-    dist.broadcast_object_list = lambda *_, **__: None
+    dist.broadcast_object_list = broadcast_object_list
     dist.barrier = lambda *_, **__: None
     torch.distributed.distributed_c10d.new_group = new_fake_group
     # Rank 0 writes to this queue and nobody reads it.

@@ -69,7 +69,7 @@ def _serve(channel: socket.socket, measure: Callable[[Limits], list[int]]) -> No
         if pid == 0:
             try:
                 reply: dict[str, object] = {"bytes": measure(limits)}
-            except Exception as error:  # whatever vLLM raises is the reason why it does not fit
+            except Exception as error:  # whatever it raises, vLLM does not run at these limits
                 reply = {"error": f"{type(error).__name__}: {error}"}
             channel.sendall(json.dumps(reply).encode() + b"\n")
             os._exit(0)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import RequestOutputKind
@@ -41,8 +42,7 @@ class VllmReplica:
                 **arguments, distributed_executor_backend=EmulatedExecutor
             ).create_engine_config(UsageContext.OPENAI_API_SERVER)
             self.core = EngineCore(config, EmulatedExecutor, log_stats=True)
-        except (ValueError, RuntimeError) as error:
-            # torch.OutOfMemoryError is a RuntimeError, configuration errors are ValueErrors.
+        except (ValueError, torch.OutOfMemoryError) as error:  # vLLM's own refusals are ValueErrors
             raise InfeasibleError(f"{type(error).__name__}: {error}") from error
         self.config = config
         self._inputs = InputProcessor(config)

@@ -330,13 +330,13 @@ REVATI_API int cudaGraphDestroy(void *graph) { delete static_cast<Graph *>(graph
 REVATI_API int cudaGraphInstantiateWithFlags(void **exec, void *graph, unsigned long long) {
   const auto *g = static_cast<Graph *>(graph);
   *exec = new Graph(*g);
-  charge_memory(current_device(), static_cast<int64_t>(gpu().graph_bytes + g->nodes.size() * gpu().graph_node_bytes));
+  charge_memory(current_device(), static_cast<int64_t>(g->nodes.size() * gpu().graph_node_bytes));
   return kSuccess;
 }
 REVATI_API int cudaGraphInstantiate(void **exec, void *graph, unsigned long long flags) { return cudaGraphInstantiateWithFlags(exec, graph, flags); }
 REVATI_API int cudaGraphExecDestroy(void *exec) {
   const auto *g = static_cast<Graph *>(exec);
-  charge_memory(current_device(), -static_cast<int64_t>(gpu().graph_bytes + g->nodes.size() * gpu().graph_node_bytes));
+  charge_memory(current_device(), -static_cast<int64_t>(g->nodes.size() * gpu().graph_node_bytes));
   delete g;
   return kSuccess;
 }

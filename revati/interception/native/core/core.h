@@ -25,9 +25,10 @@ struct GpuDescription {
   int cuda_driver_version = 0;       // as cudaDriverGetVersion reports it
   size_t memory_bytes = 0;           // cudaDeviceProp.totalGlobalMem
   size_t nvml_memory_bytes = 0;      // what nvidia-smi calls the total
-  size_t context_bytes = 0;          // taken by a CUDA context and the modules loaded lazily into it
-  size_t graph_node_bytes = 0;       // device memory that one kernel node of an instantiated graph takes
-  size_t graph_bytes = 0;            // and each graph besides
+  // Device memory outside any allocation of the program:
+  size_t context_bytes = 0;          // the CUDA context and its first modules
+  size_t library_bytes = 0;          // cuBLAS and further modules, from the first product on
+  size_t graph_node_bytes = 0;       // a kernel node of an instantiated graph
   int nvlink_links = 0;
   std::map<int, int> attributes;     // cudaDeviceAttr -> value
 };
