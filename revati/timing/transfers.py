@@ -8,6 +8,8 @@ from revati.timing.gpu import GpuLimits
 from revati.timing.roofline import FLOOR_US, REL_STD, collective_roofline
 
 DIRECTIONS = ("h2d", "d2h", "d2d", "memset")
+# Operations that move as much as another one; ``nbytes`` is the smaller of a rank's two buffers in both.
+SIMILAR = {"reduce_scatter": "all_gather", "broadcast": "all_reduce", "reduce": "all_reduce"}
 HOST_LINK_SHARE = 0.012  # of device memory bandwidth; only where no copy was measured
 
 
@@ -37,9 +39,14 @@ class CollectiveModel:
         self._curves = {key: Curve.from_points(found) for key, found in points.items()}
 
     def estimate(self, op: str, nbytes: int, ranks: int, impl: str) -> Estimate:
+        if op in ("send", "recv"):  # between two ranks, however many the communicator has
+            return self.estimate("send_recv", nbytes, 2, impl)
         curve = self._curves.get((op, impl, ranks))
         if curve is not None:
             return curve.estimate(nbytes, "collective")
+        if op in SIMILAR and (SIMILAR[op], impl, ranks) in self._curves:
+            found = self._curves[SIMILAR[op], impl, ranks].estimate(nbytes, "collective")
+            return Estimate(found.duration_us, "extrapolated", EXTRAPOLATED_REL_STD, "collective")
         nearest = self._nearest_ranks(op, impl, ranks)
         if nearest is not None:
             found = self._curves[(op, impl, nearest)].estimate(nbytes, "collective")

@@ -279,5 +279,8 @@ class TestShippedH200:
         for ranks in (2, 4, 8):
             times = [shipped.collective("all_reduce", 2**e, ranks, "nccl").duration_us for e in (12, 20, 25)]
             assert times == sorted(times)
+        for op in ("reduce_scatter", "broadcast"):
+            assert shipped.collective(op, 8192, 4, "nccl").provenance == "extrapolated"
+        assert shipped.collective("send", 8192, 4, "nccl").provenance == "measured"
         small = [shipped.collective("all_reduce", 8192, r, "custom_1stage").duration_us for r in (2, 4, 8)]
         assert small == sorted(small)
