@@ -131,7 +131,13 @@ class AttentionModel:
     ) -> tuple[Estimate, Estimate]:
         """Main and combine kernel of one layer; ``context_lens`` include the query tokens."""
         requests = len(query_lens)
-        query_tokens = int(query_lens.sum())
+        query_tokens = int(np.add.reduce(query_lens))
+        if query_tokens <= 0 or np.add.reduce(context_lens) <= 0:  # an idle step still launches the kernels
+            nothing = np.zeros(1, dtype=np.int64)
+            return (
+                self._roofline("attention", nothing, nothing),
+                self._roofline("combine", nothing, nothing),
+            )
         graph = is_graph(query_tokens, full_graphs)
         if requests == query_tokens:
             first = int(context_lens[0])

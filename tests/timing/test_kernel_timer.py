@@ -275,6 +275,14 @@ class TestShippedH200:
                 assert math.isfinite(estimate.duration_us)
                 assert estimate.duration_us > 0
 
+    @pytest.mark.parametrize("lens", [([], []), ([0], [0]), ([1, 0], [5, 0])])
+    def test_idle_and_padded_batches_are_answered(
+        self, shipped: KernelTimer, lens: tuple[list[int], list[int]]
+    ) -> None:
+        query, context = (np.array(values, dtype=np.int64) for values in lens)
+        for estimate in shipped.attention(query, context):
+            assert 0 < estimate.duration_us < 20
+
     def test_collectives_grow_with_size_and_ranks(self, shipped: KernelTimer) -> None:
         for ranks in (2, 4, 8):
             times = [shipped.collective("all_reduce", 2**e, ranks, "nccl").duration_us for e in (12, 20, 25)]
