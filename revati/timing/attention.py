@@ -96,6 +96,14 @@ class DecodeGrid:
         return _between(context, at[i - 1], at[i], us[i - 1], us[i])
 
 
+def _from_trees(kind: str, fitted: Fitted, row: NDArray[np.float64], known: bool) -> Estimate:
+    """``known``: these heads were measured, and batches at least as large as this one."""
+    duration_us = math.exp(fitted.trees.predict(row) + float(row[0]))
+    if known:
+        return Estimate(duration_us, "interpolated", fitted.rel_std, kind)
+    return Estimate(duration_us, "extrapolated", UNSEEN_HEADS_REL_STD, kind)
+
+
 def _between(x: float, low: float, high: float, below: float, above: float) -> float:
     share = (x - low) / (high - low)
     return below * (1.0 - share) + above * share
@@ -146,29 +154,19 @@ class AttentionModel:
                 combine = self._grids["combine", graph].estimate(requests, first, "combine")
                 if main is not None and combine is not None:
                     return main, combine
+        main, combine = self._fitted["attention"], self._fitted["combine"]
+        if main is None or combine is None:
+            return (
+                self._roofline("attention", query_lens, context_lens),
+                self._roofline("combine", query_lens, context_lens),
+            )
         row = features(query_lens, context_lens, self._heads, graph, self._limits)
-        in_range = self._seen_heads
+        within = query_tokens <= main.max_query_tokens and np.maximum.reduce(context_lens) <= main.max_context
+        known = self._seen_heads and bool(within)
         return (
-            self._from_trees("attention", row, in_range, query_lens, context_lens),
-            self._from_trees("combine", row, in_range, query_lens, context_lens),
+            _from_trees("attention", main, row, known),
+            _from_trees("combine", combine, row, known),
         )
-
-    def _from_trees(
-        self,
-        kind: str,
-        row: NDArray[np.float64],
-        seen: bool,
-        query_lens: NDArray[np.int64],
-        context_lens: NDArray[np.int64],
-    ) -> Estimate:
-        fitted = self._fitted[kind]
-        if fitted is None:
-            return self._roofline(kind, query_lens, context_lens)
-        duration_us = math.exp(fitted.trees.predict(row) + float(row[0]))
-        within = query_lens.sum() <= fitted.max_query_tokens and context_lens.max() <= fitted.max_context
-        if seen and within:
-            return Estimate(duration_us, "interpolated", fitted.rel_std, kind)
-        return Estimate(duration_us, "extrapolated", UNSEEN_HEADS_REL_STD, kind)
 
     def _roofline(
         self, kind: str, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64]
