@@ -154,18 +154,20 @@ class AttentionModel:
                 combine = self._grids["combine", graph].estimate(requests, first, "combine")
                 if main is not None and combine is not None:
                     return main, combine
-        main, combine = self._fitted["attention"], self._fitted["combine"]
-        if main is None or combine is None:
+        fitted, fitted_combine = self._fitted["attention"], self._fitted["combine"]
+        if fitted is None or fitted_combine is None:
             return (
                 self._roofline("attention", query_lens, context_lens),
                 self._roofline("combine", query_lens, context_lens),
             )
         row = features(query_lens, context_lens, self._heads, graph, self._limits)
-        within = query_tokens <= main.max_query_tokens and np.maximum.reduce(context_lens) <= main.max_context
+        within = (
+            query_tokens <= fitted.max_query_tokens and np.maximum.reduce(context_lens) <= fitted.max_context
+        )
         known = self._seen_heads and bool(within)
         return (
-            _from_trees("attention", main, row, known),
-            _from_trees("combine", combine, row, known),
+            _from_trees("attention", fitted, row, known),
+            _from_trees("combine", fitted_combine, row, known),
         )
 
     def _roofline(
