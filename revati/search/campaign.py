@@ -35,6 +35,7 @@ class Campaign:
         num_trials: rows that the ledger shall have in the end; None: as many as the proposer has.
         batch: points proposed at a time, so that those of one engine can be put next to each other.
         on_finish: called with each new row, after it is in the ledger.
+        on_engine: called before the first trial of each engine that has to be started.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Campaign:
         num_trials: int | None,
         batch: int = 8,
         on_finish: Callable[[Row], None] = lambda row: None,
+        on_engine: Callable[[DeploymentSpec], None] = lambda spec: None,
     ) -> None:
         self._problem = problem
         self._objective = objective
@@ -55,6 +57,8 @@ class Campaign:
         self._num_trials = num_trials
         self._batch = batch
         self._on_finish = on_finish
+        self._on_engine = on_engine
+        self._engines: set[str] = set()
         self._queue: EngineQueue[Trial] = EngineQueue()
         self._running: dict[str, Trial] = {}
         self._exhausted = False
@@ -77,6 +81,10 @@ class Campaign:
         trial = self._queue.take() if self.has_work() else None
         if trial is not None:
             self._running[trial.trial_id] = trial
+            key = trial.spec.engine_key()
+            if key not in self._engines:
+                self._engines.add(key)
+                self._on_engine(trial.spec)
         return trial
 
     def finish(self, trial_id: str, output: TrialOutput) -> None:

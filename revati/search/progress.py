@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
+from revati.deployment.spec import SCHEDULER_KNOBS, DeploymentSpec
 from revati.search.objective import Objective
 from revati.search.space import SearchSpace
 
@@ -51,6 +52,15 @@ class Progress:
         elif ok and self._objective.slo:
             line += "  | none meets the SLO yet"
         self.say(line)
+
+    def engine(self, spec: DeploymentSpec) -> None:
+        """Say that an engine is being started, which takes much longer than a trial."""
+        settings = {**spec.engine_args, "tensor_parallel_size": spec.tensor_parallel_size}
+        shown = {
+            name: settings[name] for name in self._names if name in settings and name not in SCHEDULER_KNOBS
+        }
+        of = f" for {' '.join(f'{_SHORT_NAMES.get(k, k)}={v}' for k, v in shown.items())}" if shown else ""
+        self.say(f"        starting {spec.engine}{of}")
 
     def describe(self, row: Row) -> str:
         return " ".join(f"{_SHORT_NAMES.get(name, name)}={row.get(name)}" for name in self._names)

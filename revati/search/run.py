@@ -104,6 +104,7 @@ def run_sweep(config: DictConfig, folder: Path, overrides: list[str], runner: st
             num_trials=sweep.num_trials,
             batch=_batch(sweep.algorithm, config.search.population_size),
             on_finish=progress,
+            on_engine=progress.engine,
         )
         setup = TrialSetup(
             runner, folder / output.WORKLOAD, sweep.workload.name, sweep.objective.request_slo, folder

@@ -45,6 +45,13 @@ def test_a_grid_is_run_once_and_in_the_order_of_its_engines(tmp_path: Path) -> N
     assert [point["tensor_parallel_size"] for point in points] == [1, 1, 2, 2, 4, 4]
 
 
+def test_each_engine_is_announced_once(tmp_path: Path) -> None:
+    sizes: list[int] = []
+    with Ledger(tmp_path / "ledger.jsonl") as ledger:
+        run(campaign(ledger, on_engine=lambda spec: sizes.append(spec.tensor_parallel_size)))
+    assert sizes == [1, 2, 4]
+
+
 def test_random_points_are_run_engine_by_engine(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.jsonl") as ledger:
         sizes = [p["tensor_parallel_size"] for p in run(campaign(ledger, "random", 6, batch=100))]

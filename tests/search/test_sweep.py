@@ -102,6 +102,7 @@ def test_a_sweep_goes_on_after_crashes_and_leaves_only_its_folder(tmp_path: Path
     assert outcomes.pop((1, runner.DIES))[0] == "failed"
     assert set(outcomes.values()) == {("infeasible", "needs 4 GPUs, the budget is num_gpus=2")}
     assert "8/8]" in out
+    assert out.count("starting vllm for tp=1") == 1
     assert "Recommended: trial" in out
     crashed = next(row for row in rows(folder) if row["reason"].startswith("RuntimeError"))
     assert "exploded" in (folder / "logs" / crashed["trial_id"] / "trial_error.txt").read_text()
