@@ -20,6 +20,7 @@ from revati.deployment.inprocess import InProcessDeployment, RequestRecord, make
 from revati.deployment.wire import TrialRequest, TrialResult, send_result
 from revati.engines.base import InfeasibleError
 from revati.engines.warm import EngineModule, WarmEngine, engine_module
+from revati.virtual_time.host import PhaseRecord
 from revati.workload import Workload
 
 _PR_SET_PDEATHSIG = 1
@@ -113,11 +114,14 @@ def _run(module: EngineModule, warm: WarmEngine, request: TrialRequest) -> Trial
     requests = make_requests(workload, request.spec.model.vocab_size, request.spec.seed)
     warm.core.reset_counters()
     warm.core.show_virtual_time(True)
-    deployment = InProcessDeployment(warm.replica, warm.core, warm.costs)
+    warm.meter.records.clear()
+    start_ns = warm.core.now_ns()
+    deployment = InProcessDeployment(warm.replica, warm.core, warm.meter.costs)
     records = deployment.serve(requests, workload.arrival_s.tolist())
     warm.core.show_virtual_time(False)
     requests_path = request.out_dir / "requests.parquet"
     pq.write_table(_requests_table(records, workload), requests_path)
+    pq.write_table(_phases_table(warm.meter.records, start_ns), request.out_dir / "phases.parquet")
     shares = warm.pricing.shares()
     return TrialResult(
         status="ok",
@@ -149,5 +153,20 @@ def _requests_table(records: list[RequestRecord], workload: Workload) -> pa.Tabl
                 np.round((np.array(record.token_times_s) - record.arrival_s) * 1e6).astype(np.int64)
                 for record in records
             ],
+        }
+    )
+
+
+def _phases_table(records: list[PhaseRecord], start_ns: int) -> pa.Table:
+    """The engine core's timeline: one row a phase, µs of virtual time from the run's start."""
+    return pa.table(
+        {
+            "phase": [record.phase for record in records],
+            "begin_us": np.array([record.begin_ns - start_ns for record in records]) / 1e3,
+            "end_us": np.array([record.end_ns - start_ns for record in records]) / 1e3,
+            "kind": [record.step.kind for record in records],
+            "requests": [record.step.num_reqs for record in records],
+            "prompt_tokens": [record.step.num_tokens for record in records],
+            "prefills": [record.step.num_prefills for record in records],
         }
     )

@@ -11,7 +11,7 @@ from revati.deployment.spec import DeploymentSpec
 from revati.engines.base import Replica
 from revati.interception.core import NativeCore
 from revati.timing.attach import LaunchPricing
-from revati.virtual_time.host import HostCosts
+from revati.virtual_time.host import HostMeter
 
 _MODULES = {"vllm": "revati.engines.vllm.start"}
 
@@ -22,7 +22,7 @@ class WarmEngine:
 
     replica: Replica
     core: NativeCore
-    costs: HostCosts
+    meter: HostMeter
     pricing: LaunchPricing
 
 

@@ -55,6 +55,8 @@ class Cost(ctypes.Structure):
         ("provenance", ctypes.c_int32),
         ("family", ctypes.c_int32),
         ("per_tokens", ctypes.c_int32),
+        ("power_w", ctypes.c_float),
+        ("clock_sensitivity", ctypes.c_float),
     ]
 
 
@@ -88,14 +90,16 @@ class NativeCore:
             getattr(lib, f"revati_{name}").argtypes = [ctypes.c_int64]
         lib.revati_phase_begin.argtypes = [ctypes.c_int, ctypes.c_int64]
         lib.revati_set_gaps.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
-        lib.revati_set_attention.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_int]
+        lib.revati_set_attention.argtypes = [ctypes.c_int64] * 2 + [ctypes.c_int] * 2 + [ctypes.c_float] * 2
+        lib.revati_set_power_limit.argtypes = [ctypes.c_double] * 3 + [ctypes.c_int64]
         self._resolver: object = None
         self.now_ns: Callable[[], int] = lib.revati_clock_now
         self.set_ns: Callable[[int], None] = lib.revati_clock_set
         self.advance_ns: Callable[[int], None] = lib.revati_clock_advance
         self.phase_begin: Callable[[int, int], None] = lib.revati_phase_begin
         self.phase_end: Callable[[int], None] = lib.revati_phase_end
-        self.set_attention: Callable[[int, int, int, int], None] = lib.revati_set_attention
+        self.set_attention: Callable[[int, int, int, int, float, float], None] = lib.revati_set_attention
+        self.set_power_limit: Callable[[float, float, float, int], None] = lib.revati_set_power_limit
         self.set_gaps: Callable[[int, int, int], None] = lib.revati_set_gaps
         self.reset_counters: Callable[[], None] = lib.revati_reset_counters
 

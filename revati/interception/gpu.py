@@ -37,6 +37,33 @@ ATTRIBUTE_IDS = {
 
 
 @dataclass(frozen=True, slots=True)
+class PowerModel:
+    """What kernels draw and how a GPU at its power limit slows down; see ``conf/gpu/h200.yaml``."""
+
+    limit_w: float
+    idle_w: float
+    exponent: float
+    time_constant_ms: float
+    gemm_flops_w: float
+    gemm_bytes_w: float
+    attention_bytes_w: float
+    attention_flops_w: float
+    other_w: float
+    gemm_sensitivity: float
+    gemm_bound: float
+    attention_sensitivity: float
+
+    def gemm(self, flops_share: float, bytes_share: float) -> tuple[float, float]:
+        """(power in W, sensitivity to the clock) of a GEMM at these shares of the GPU's peak rates."""
+        power_w = self.idle_w + self.gemm_flops_w * flops_share + self.gemm_bytes_w * bytes_share
+        return power_w, self.gemm_sensitivity * min(1.0, flops_share / self.gemm_bound)
+
+    def attention(self, flops_share: float, bytes_share: float) -> tuple[float, float]:
+        power_w = self.idle_w + self.attention_flops_w * flops_share + self.attention_bytes_w * bytes_share
+        return power_w, self.attention_sensitivity
+
+
+@dataclass(frozen=True, slots=True)
 class GpuDescription:
     """One GPU model, as its YAML file describes it (units in the names)."""
 
@@ -59,6 +86,7 @@ class GpuDescription:
     nvlink_bandwidth_gb_s: float
     pcie_bandwidth_gb_s: float
     max_gpus_per_node: int
+    power: PowerModel
     attributes: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -94,4 +122,5 @@ def load_gpu(name: str, folder: Path | None = None) -> GpuDescription:
     path = (folder or conf_dir() / "gpu") / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(f"unknown gpu '{name}'; known: {', '.join(known_gpus(folder))}")
-    return GpuDescription(**yaml.safe_load(path.read_text()))
+    content = yaml.safe_load(path.read_text())
+    return GpuDescription(**{**content, "power": PowerModel(**content["power"])})

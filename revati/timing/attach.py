@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from revati.interception.core import Cost, LaunchKey, LaunchType, NativeCore, Work
-from revati.timing.estimate import PROVENANCES, Estimate
+from revati.interception.gpu import GpuDescription
+from revati.timing.estimate import PROVENANCES, Estimate, dtype_bytes
 from revati.timing.timer import KernelTimer
 
 _DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "f8e4m3": "float8_e4m3", "s8": "int8"}
+_FULL_CLOCK_TOKENS = 4096
 _CUSTOM_ALL_REDUCE = {
     "cross_device_reduce_1stage": "custom_1stage",
     "cross_device_reduce_2stage": "custom_2stage",
@@ -22,31 +24,50 @@ class LaunchPricing:
     """Answers the native core's questions, and keeps count of where GPU time came from.
 
     Args:
-        hidden_bytes: bytes of one token's hidden state, to size custom all-reduces.
+        full_graphs: the engine replays decode steps as one CUDA graph.
     """
 
     def __init__(
-        self, core: NativeCore, timer: KernelTimer, hidden_bytes: int, launch_queue_depth: int
+        self, core: NativeCore, timer: KernelTimer, gpu: GpuDescription, full_graphs: bool = True
     ) -> None:
-        self._core, self._timer, self._hidden_bytes = core, timer, hidden_bytes
+        self._core, self._timer, self._gpu, self._full_graphs = core, timer, gpu, full_graphs
+        shape = timer.shape
+        self._element_bytes = dtype_bytes(shape.dtype)
+        self._hidden_bytes = shape.hidden * self._element_bytes
+        self._kv_token_bytes = 2 * shape.num_kv_heads * shape.head_dim * self._element_bytes
         self._demangled: dict[bytes, str] = {}
         self.families: list[str] = []
         self.num_reqs = 0  # of the step in progress
-        core.set_gaps(int(timer.launch_gap_us * 1e3), int(timer.graph_gap_us * 1e3), launch_queue_depth)
+        core.set_gaps(int(timer.launch_gap_us * 1e3), int(timer.graph_gap_us * 1e3), gpu.launch_queue_depth)
+        power = gpu.power
+        core.set_power_limit(
+            power.limit_w, power.idle_w, power.exponent, int(power.time_constant_ms * 1e6)
+        )
         core.set_resolver(self._resolve)
 
     def set_batch(self, query_lens: Sequence[int], context_lens: Sequence[int]) -> None:
         """Announce the batch of the next step: new tokens and total context of each request."""
         self.num_reqs = len(query_lens)
-        main, combine = self._timer.attention(
-            np.asarray(query_lens, dtype=np.int64), np.asarray(context_lens, dtype=np.int64)
-        )
+        queries = np.asarray(query_lens, dtype=np.int64)
+        contexts = np.asarray(context_lens, dtype=np.int64)
+        main, combine = self._timer.attention(queries, contexts, self._full_graphs)
+        shape = self._timer.shape
+        flops = 4.0 * shape.num_q_heads * shape.head_dim * float(queries @ contexts)
+        nbytes = self._kv_token_bytes * float(contexts.sum())
+        power_w, sensitivity = self._gpu.power.attention(*self._shares(flops, nbytes, main.duration_us))
         self._core.set_attention(
             int(main.duration_us * 1e3),
             int(combine.duration_us * 1e3),
             PROVENANCES.index(main.provenance),
             self._family(main.kind),
+            power_w,
+            sensitivity,
         )
+
+    def _shares(self, flops: float, nbytes: float, duration_us: float) -> tuple[float, float]:
+        """Shares of the GPU's peak FLOP/s and bytes/s, at most 1."""
+        flops_share = flops / (duration_us * self._gpu.bf16_tflops * 1e6)
+        return min(1.0, flops_share), min(1.0, nbytes / (duration_us * self._gpu.memory_bandwidth_gb_s * 1e3))
 
     def shares(self) -> dict[str, float]:
         """Fraction of GPU busy time by provenance; all zero before anything ran."""
@@ -72,6 +93,7 @@ class LaunchPricing:
             LaunchType.COLLECTIVE: self._collective,
             LaunchType.COPY: self._copy,
         }
+        cost.power_w = self._gpu.power.other_w
         estimate = handlers[key.type](key, cost)
         cost.duration_ns = int(estimate.duration_us * 1e3)
         cost.provenance = PROVENANCES.index(estimate.provenance)
@@ -94,8 +116,10 @@ class LaunchPricing:
     def _gemm(self, key: LaunchKey, cost: Cost) -> Estimate:
         types, _, operations = key.name.decode().partition(":")
         operand, _, result = types.partition(">")
-        return self._timer.gemm(
-            key.m,
+        # Longer products met the power limit while they were measured; here the limit is modelled.
+        tokens = min(key.m, _FULL_CLOCK_TOKENS)
+        estimate = self._timer.gemm(
+            tokens,
             key.n,
             key.k,
             _DTYPES.get(operand, operand),
@@ -104,6 +128,15 @@ class LaunchPricing:
             operations[:1] == "T",
             key.batch,
         )
+        if key.m > tokens:
+            provenance = max(estimate.provenance, "interpolated", key=PROVENANCES.index)
+            duration_us = estimate.duration_us * key.m / tokens
+            estimate = Estimate(duration_us, provenance, estimate.rel_std, estimate.kind)
+        flops = 2.0 * key.m * key.n * key.k * key.batch
+        nbytes = self._element_bytes * key.batch * float(key.m * key.k + key.n * key.k + key.m * key.n)
+        shares = self._shares(flops, nbytes, estimate.duration_us)
+        cost.power_w, cost.clock_sensitivity = self._gpu.power.gemm(*shares)
+        return estimate
 
     def _collective(self, key: LaunchKey, cost: Cost) -> Estimate:
         return self._timer.collective(key.name.decode(), key.bytes, key.ranks, "nccl")

@@ -92,8 +92,18 @@ class MeasuredHost:
         return None if phase in _MEASURABLE else self._frontend.phase_ns(phase, step)
 
 
+@dataclass(frozen=True, slots=True)
+class PhaseRecord:
+    """One phase on the engine's virtual core; ``wait`` is the time that the core waits for the GPU."""
+
+    phase: str
+    begin_ns: int
+    end_ns: int
+    step: StepShape
+
+
 class HostMeter:
-    """Runs phases on the virtual clock.
+    """Runs phases on the virtual clock, and keeps a record of them.
 
     Launches inside a phase see its time pass evenly; see ``clock.cpp``.
     """
@@ -102,6 +112,7 @@ class HostMeter:
         self._core, self.costs = core, costs
         self._factor = costs.factor if isinstance(costs, MeasuredHost) else 0.0
         self._last_ns: dict[int, int] = {}
+        self.records: list[PhaseRecord] = []
         self._measures = isinstance(costs, MeasuredHost)
         self.excluded_ns = 0  # CPU time of our own inside a phase, such as predictions
 
@@ -118,31 +129,36 @@ class HostMeter:
 
     @contextmanager
     def phase(self, phase: Phase, step: StepShape) -> Iterator[None]:
+        """A phase that runs engine code here."""
         tag = _PHASES.index(phase) * len(_KINDS) + _KINDS.index(step.kind)
         cost_ns = self.costs.phase_ns(phase, step)
-        if cost_ns is not None:
-            self._core.phase_begin(tag, cost_ns)
-            try:
-                yield
-            finally:
-                self._core.phase_end(-1)
-            return
-        self._core.phase_begin(tag, self._last_ns.get(tag, 0))
-        begin = self.cpu_ns()
+        begin_ns, begin_cpu_ns = self._core.now_ns(), self.cpu_ns()
+        self._core.phase_begin(tag, self._last_ns.get(tag, 0) if cost_ns is None else cost_ns)
         try:
             yield
         finally:
-            self._last_ns[tag] = int((self.cpu_ns() - begin) * self._factor)
-            self._core.phase_end(self._last_ns[tag])
+            if cost_ns is None:
+                self._last_ns[tag] = int((self.cpu_ns() - begin_cpu_ns) * self._factor)
+                self._core.phase_end(self._last_ns[tag])
+            else:
+                self._core.phase_end(-1)
+            self._record(phase, begin_ns, step)
 
     @contextmanager
     def waiting(self, step: StepShape) -> Iterator[None]:
         """A wait for the GPU: waking up costs more than finding its outputs there already."""
         begin_ns = self._core.now_ns()
         yield
-        self.charge("wake" if self._core.now_ns() > begin_ns else "collect", step)
+        waited = self._core.now_ns() > begin_ns
+        self._record("wait", begin_ns, step)
+        self.charge("wake" if waited else "collect", step)
 
     def charge(self, phase: Phase, step: StepShape, spent_ns: int = 0) -> None:
         """Charge a phase after the fact; ``spent_ns`` is the CPU time it took here, if it ran code."""
         cost_ns = self.costs.phase_ns(phase, step)
+        begin_ns = self._core.now_ns()
         self._core.advance_ns(int(spent_ns * self._factor) if cost_ns is None else cost_ns)
+        self._record(phase, begin_ns, step)
+
+    def _record(self, phase: str, begin_ns: int, step: StepShape) -> None:
+        self.records.append(PhaseRecord(phase, begin_ns, self._core.now_ns(), step))

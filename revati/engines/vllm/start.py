@@ -15,7 +15,7 @@ from revati.interception.core import NativeCore
 from revati.interception.gpu import load_gpu
 from revati.paths import kernel_db_dir
 from revati.timing.attach import LaunchPricing
-from revati.timing.estimate import RankShape, dtype_bytes
+from revati.timing.estimate import RankShape
 from revati.timing.timer import KernelTimer
 from revati.virtual_time.host import FreeHost, HostCosts, HostMeter, MeasuredHost, TableHost
 from revati.virtual_time.host_table import HostTable
@@ -61,12 +61,12 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     core.configure(gpu.to_environment(spec.tensor_parallel_size * spec.pipeline_parallel_size))
     shape = _rank_shape(spec.model, spec.tensor_parallel_size)
     timer = KernelTimer(kernel_db_dir(), spec.gpu, shape)
-    hidden_bytes = shape.hidden * dtype_bytes(shape.dtype)
-    pricing = LaunchPricing(core, timer, hidden_bytes, gpu.launch_queue_depth)
+    pricing = LaunchPricing(core, timer, gpu, full_graphs=not spec.engine_args.get("enforce_eager", False))
     costs = _host_costs(spec)
     model_folder = write_model_folder(spec, work_dir / "model")
-    replica = VllmReplica(_template_spec(spec), model_folder, pricing, HostMeter(core, costs))
-    return WarmEngine(replica, core, costs, pricing)
+    meter = HostMeter(core, costs)
+    replica = VllmReplica(_template_spec(spec), model_folder, pricing, meter)
+    return WarmEngine(replica, core, meter, pricing)
 
 
 def before_fork(warm: WarmEngine, spec: DeploymentSpec) -> None:

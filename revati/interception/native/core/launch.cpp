@@ -1,6 +1,7 @@
 // Launches: what a kernel costs (asked once per key), and what it does to its stream.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -42,7 +43,7 @@ std::array<int64_t, kProvenances> busy_ns{};
 std::array<int64_t, kProvenances> launches{};
 std::array<int64_t, kFamilies> family_ns{};
 
-struct Attention { ns_t duration[2] = {0, 0}; int32_t provenance = 0, family = 0; };
+struct Attention { ns_t duration[2] = {0, 0}; int32_t provenance = 0, family = 0; float power_w = 0, clock_sensitivity = 0; };
 Attention attention;
 
 ns_t stream_gap_ns = 0, graph_gap_ns = 0;
@@ -52,6 +53,31 @@ int32_t last_tokens = 0;
 
 Stream default_streams[64];
 std::vector<Stream *> all_streams;
+
+// A GPU at its power limit lowers its clock until the average power over some tens of ms fits.
+struct PowerLimit { double limit_w = 0, idle_w = 0, exponent = 1, time_constant_ns = 1; } power;
+struct PowerState { double average_w = 0; ns_t until = 0; };
+std::map<int, PowerState> power_states;
+
+double clock_stretch(const PowerState &state) {
+  if (power.limit_w <= 0 || state.average_w <= power.limit_w) return 1;
+  return std::pow((state.average_w - power.idle_w) / (power.limit_w - power.idle_w), 1 / power.exponent);
+}
+
+void draw(PowerState &state, double watts, double ns) {
+  state.average_w += (watts - state.average_w) * (1 - std::exp(-ns / power.time_constant_ns));
+}
+
+// Durations at full clock, and what is needed to stretch and to power them.
+struct Demand { double ns = 0, sensitive_ns = 0, joules_e9 = 0; };
+
+void add(Demand &demand, const Cost &cost) {
+  const bool fixed = cost.work == Work::kFixed;
+  const double ns = static_cast<double>(fixed ? cost.duration : attention.duration[static_cast<int>(cost.work) - 1]);
+  demand.ns += ns;
+  demand.sensitive_ns += ns * (fixed ? cost.clock_sensitivity : attention.clock_sensitivity);
+  demand.joules_e9 += ns * (fixed ? cost.power_w : attention.power_w);
+}
 
 ns_t duration_of(const Cost &cost) {
   return cost.work == Work::kFixed ? cost.duration : attention.duration[static_cast<int>(cost.work) - 1];
@@ -94,10 +120,15 @@ void enter_queue(Stream *stream, ns_t completion) {
   }
 }
 
-void run(Stream *stream, ns_t gpu_time, ns_t gap) {
+void run(Stream *stream, const Demand &demand, ns_t gaps) {
   host_call();
-  const ns_t start = std::max(stream->tail + gap, now());
-  stream->tail = start + gpu_time;
+  const ns_t start = std::max(stream->tail + stream_gap_ns, now());
+  PowerState &state = power_states[stream->device];
+  if (start > state.until) draw(state, power.idle_w, static_cast<double>(start - state.until));
+  const double stretched = demand.ns + demand.sensitive_ns * (clock_stretch(state) - 1);
+  if (demand.ns > 0) draw(state, demand.joules_e9 / demand.ns, stretched);
+  stream->tail = start + static_cast<ns_t>(stretched) + gaps;
+  state.until = std::max(state.until, stream->tail);
   enter_queue(stream, stream->tail);
 }
 
@@ -118,20 +149,20 @@ Stream *stream_of(void *handle) {
 void submit(Stream *stream, const Cost &cost) {
   std::lock_guard<std::recursive_mutex> lock(mutex);
   if (stream->capture) { stream->capture->nodes.push_back({cost}); return; }
-  const ns_t duration = duration_of(cost);
-  count(cost, duration);
-  run(stream, duration, stream_gap_ns);
+  Demand demand;
+  add(demand, cost);
+  count(cost, duration_of(cost));
+  run(stream, demand, 0);
 }
 
 void replay(Stream *stream, const Graph *graph) {
   std::lock_guard<std::recursive_mutex> lock(mutex);
-  ns_t total = 0;
+  Demand demand;
   for (const Node &node : graph->nodes) {
-    const ns_t duration = duration_of(node.cost);
-    count(node.cost, duration);
-    total += duration + graph_gap_ns;
+    add(demand, node.cost);
+    count(node.cost, duration_of(node.cost));
   }
-  run(stream, total, stream_gap_ns);
+  run(stream, demand, graph_gap_ns * static_cast<ns_t>(graph->nodes.size()));
 }
 
 void launch_kernel(void *stream, const char *name, const unsigned grid[3], const unsigned block[3],
@@ -194,8 +225,14 @@ REVATI_API void revati_set_gaps(int64_t stream_ns, int64_t graph_ns, int queue_d
   graph_gap_ns = graph_ns;
   launch_queue_depth = queue_depth;
 }
+REVATI_API void revati_set_power_limit(double limit_w, double idle_w, double exponent, int64_t time_constant_ns) {
+  power = {limit_w, idle_w, exponent, static_cast<double>(time_constant_ns)};
+}
 // Durations of one layer's attention kernels for the batch about to run.
-REVATI_API void revati_set_attention(int64_t main_ns, int64_t combine_ns, int provenance, int family) {
+REVATI_API void revati_set_attention(int64_t main_ns, int64_t combine_ns, int provenance, int family, float power_w,
+                                     float clock_sensitivity) {
+  attention.power_w = power_w;
+  attention.clock_sensitivity = clock_sensitivity;
   attention.duration[0] = main_ns;
   attention.duration[1] = combine_ns;
   attention.provenance = provenance;

@@ -1,0 +1,237 @@
+"""The native stand-ins, each seen from a process of its own under the preload."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from revati.interception.gpu import GpuDescription, known_gpus, load_gpu
+from revati.interception.preload import emulated_environment
+
+pytest.importorskip("torch")
+
+
+def emulated(program: str, num_gpus: int = 8) -> str:
+    """Run a program on emulated H200s; returns what it prints."""
+    environment = emulated_environment(load_gpu("h200"), num_gpus, os.environ)
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout + result.stderr
+
+
+def test_torch_sees_the_described_gpus() -> None:
+    output = emulated(
+        """
+        import torch
+        p = torch.cuda.get_device_properties(3)
+        print(torch.cuda.device_count(), p.name, p.total_memory, p.multi_processor_count, (p.major, p.minor))
+        print(p.L2_cache_size, p.shared_memory_per_multiprocessor, p.regs_per_multiprocessor, p.warp_size)
+        """
+    )
+    assert "8 NVIDIA H200 150109880320 132 (9, 0)" in output
+    assert "62914560 233472 65536 32" in output
+
+
+def test_nvml_agrees_with_cuda() -> None:
+    output = emulated(
+        """
+        import pynvml, torch
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(1)
+        print(pynvml.nvmlDeviceGetCount() == torch.cuda.device_count())
+        print(pynvml.nvmlDeviceGetName(handle) == torch.cuda.get_device_name(1))
+        print(pynvml.nvmlDeviceGetCudaComputeCapability(handle) == torch.cuda.get_device_capability(1))
+        """
+    )
+    assert output.split() == ["True"] * 3
+
+
+def test_capacity_is_enforced() -> None:
+    output = emulated(
+        """
+        import torch
+        held = torch.empty(100 << 30, dtype=torch.uint8, device="cuda")
+        free, total = torch.cuda.mem_get_info()
+        print(total - free >= 100 << 30)
+        try:
+            torch.empty(50 << 30, dtype=torch.uint8, device="cuda")
+        except torch.OutOfMemoryError:
+            print("out of memory")
+        del held
+        torch.cuda.empty_cache()
+        torch.empty(100 << 30, dtype=torch.uint8, device="cuda")
+        torch.empty(100 << 30, dtype=torch.uint8, device="cuda:1")
+        print("fits")
+        """
+    )
+    assert output.splitlines() == ["True", "out of memory", "fits"]
+
+
+def test_metadata_survives_the_device_and_bulk_costs_no_memory() -> None:
+    output = emulated(
+        """
+        import resource, torch
+        ids = torch.arange(1000)
+        print(torch.equal(ids.cuda().cpu(), ids))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        torch.zeros(64 << 30, dtype=torch.uint8, device="cuda")
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000)
+        """
+    )
+    assert output.split() == ["True", "True"]
+
+
+def test_an_api_that_nobody_implemented_fails_by_name() -> None:
+    output = emulated(
+        """
+        import ctypes
+        print(ctypes.CDLL("libcudart.so.13").cudaImportExternalMemory(None, None))
+        """
+    )
+    assert "cudaImportExternalMemory is not emulated" in output
+    assert "801" in output
+
+
+TIMELINE = """
+    import torch
+    from revati.interception.core import Cost, LaunchKey, NativeCore
+
+    core = NativeCore()
+    def price(key, cost):
+        cost.duration_ns = 5_000_000 if key.type == 1 else 0
+    core.set_resolver(price)
+    core.set_gaps(0, 0, 1024)
+    a = torch.empty(64, 64, device="cuda", dtype=torch.bfloat16)
+    torch.cuda.synchronize()
+    start = core.now_ns()
+"""
+
+
+def test_launches_extend_their_stream_and_waits_move_the_clock() -> None:
+    output = emulated(
+        TIMELINE
+        + """
+    a @ a
+    a @ a
+    done = torch.cuda.Event()
+    done.record()
+    print(core.now_ns() - start, done.query())
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        a @ a
+    side.synchronize()
+    print(core.now_ns() - start)
+    done.synchronize()
+    print(core.now_ns() - start, done.query())
+    """
+    )
+    assert output.split() == ["0", "False", "5000000", "10000000", "True"]
+
+
+def test_a_replayed_graph_takes_the_time_of_its_nodes() -> None:
+    output = emulated(
+        TIMELINE
+        + """
+    graph = torch.cuda.CUDAGraph()
+    a @ a
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        for _ in range(3):
+            a @ a
+    torch.cuda.synchronize()
+    start = core.now_ns()
+    graph.replay()
+    torch.cuda.synchronize()
+    print(core.now_ns() - start)
+    """
+    )
+    assert output.split() == ["15000000"]
+
+
+def test_a_full_launch_queue_blocks_the_host() -> None:
+    output = emulated(
+        TIMELINE
+        + """
+    core.set_gaps(0, 0, 2)
+    for _ in range(4):
+        a @ a
+    print(core.now_ns() - start)
+    """
+    )
+    # With places for two, the fourth launch waits until the second has finished.
+    assert output.split() == ["10000000"]
+
+
+def test_launches_see_the_time_of_their_phase_pass_evenly() -> None:
+    output = emulated(
+        TIMELINE
+        + """
+    def phase():
+        begin = core.now_ns()
+        core.phase_begin(1, 4000)
+        seen = []
+        for _ in range(3):
+            a @ a
+            seen.append(core.now_ns() - begin)
+        core.phase_end(-1)
+        return seen, core.now_ns() - begin
+    phase()  # learns that there are three
+    print(phase())
+    """
+    )
+    assert output.strip() == "([1000, 2000, 3000], 4000)"
+
+
+def test_clocks_show_virtual_time_to_the_thread_that_asked() -> None:
+    output = emulated(
+        """
+        import threading, time
+        from revati.interception.core import NativeCore
+        core = NativeCore()
+        core.show_virtual_time(True)
+        wall, steady = time.time(), time.monotonic()
+        time.sleep(0.05)
+        print(time.monotonic() - steady)
+        core.advance_ns(3_000_000_000)
+        print(round(time.monotonic() - steady, 6), round(time.time() - wall, 3))
+        moved = []
+        def other():
+            begin = time.monotonic()
+            time.sleep(0.05)
+            moved.append(time.monotonic() - begin)
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        print(moved[0] >= 0.05)
+        """
+    )
+    assert output.split() == ["0.0", "3.0", "3.0", "True"]
+
+
+def test_unknown_gpu_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown gpu 'h2000'; known: .*h200"):
+        load_gpu("h2000")
+    assert "h200" in known_gpus()
+
+
+def test_more_gpus_than_a_node_has() -> None:
+    with pytest.raises(ValueError, match="1 to 8"):
+        emulated_environment(load_gpu("h200"), 9, {})
+
+
+def test_unknown_attribute_is_refused() -> None:
+    fields = {name: getattr(load_gpu("h200"), name) for name in GpuDescription.__dataclass_fields__}
+    fields["attributes"] = {"WarpSise": 32}
+    with pytest.raises(ValueError, match="WarpSise"):
+        GpuDescription(**fields)
