@@ -6,6 +6,7 @@ Order: measured → interpolated between measured neighbours → extrapolated by
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 from revati import paths
 from revati.timing import db
 from revati.timing.attention import AttentionModel
-from revati.timing.estimate import Estimate, RankShape
+from revati.timing.estimate import Estimate, RankShape, dtype_bytes
 from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN
 from revati.timing.gemm import GemmModel
 from revati.timing.gpu import load_limits
+from revati.timing.in_engine import InEngineCurve
 from revati.timing.launches import Launch, LaunchModel
 from revati.timing.transfers import CollectiveModel, CopyModel
 
@@ -38,13 +40,14 @@ class KernelTimer:
         db_dir: the ``kernel_db`` folder.
         gpu: a GPU that the database has.
         shape: the model as one rank sees it.
+        in_engine: correct attention by what recordings of real engines show (see `in_engine`).
 
     Raises:
         UnknownGpuError: the database has no such GPU; the message names those it has.
         SchemaError: a database file has another schema version.
     """
 
-    def __init__(self, db_dir: Path, gpu: str, shape: RankShape) -> None:
+    def __init__(self, db_dir: Path, gpu: str, shape: RankShape, in_engine: bool = True) -> None:
         measured = db.read(db_dir, gpu)
         limits = load_limits(paths.conf_dir() / "gpu", gpu)
         self.shape = shape
@@ -52,7 +55,10 @@ class KernelTimer:
         self._launches = LaunchModel(limits, _launches(measured))
         self._copies = CopyModel(limits, _copy_points(measured))
         self._collectives = CollectiveModel(limits, _collective_points(measured))
-        self._attention = AttentionModel(limits, shape, measured, db.partition(db_dir, gpu) / "fitted")
+        fitted = db.partition(db_dir, gpu) / "fitted"
+        self._attention = AttentionModel(limits, shape, measured, fitted)
+        self._in_engine = InEngineCurve.load(fitted) if in_engine else None
+        self._kv_token_bytes = 2 * shape.num_kv_heads * shape.head_dim * dtype_bytes(shape.dtype)
         self.graph_gap_us = _gap_us(measured, "graph", DEFAULT_GRAPH_GAP_US)
         self.launch_gap_us = _gap_us(measured, "stream", DEFAULT_LAUNCH_GAP_US)
 
@@ -107,7 +113,13 @@ class KernelTimer:
 
         ``full_graphs``: the engine runs with full CUDA graphs, so small batches get up to 32 splits.
         """
-        return self._attention.estimate(query_lens, context_lens, full_graphs)
+        main, combine = self._attention.estimate(query_lens, context_lens, full_graphs)
+        if self._in_engine is None:
+            return main, combine
+        decoded = float(context_lens @ (query_lens == 1))
+        share = decoded / max(1.0, float(context_lens.sum()))
+        factor = 1.0 + share * (self._in_engine.at(decoded * self._kv_token_bytes) - 1.0)
+        return replace(main, duration_us=main.duration_us * factor), combine
 
 
 def _gap_us(measured: pa.Table, between: str, default_us: float) -> float:
