@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -52,6 +53,7 @@ class TemplateServer:
             self._process = subprocess.Popen(
                 command + arguments, env=environment, stdout=log, stderr=log, start_new_session=True
             )
+        self.socket_path.with_suffix(".pid").write_text(str(self._process.pid))
         return self
 
     def __exit__(
@@ -62,10 +64,8 @@ class TemplateServer:
     ) -> None:
         if self._process is not None:
             # Engines and trials are in its session and die with their parents besides.
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -87,8 +87,18 @@ class TemplateClient:
             line = receive_line(connection)
         workload_path.unlink(missing_ok=True)
         if not line:
-            return TrialResult("failed", f"the trial's process died; see {out_dir}", log_path=out_dir / "trial.log")
+            return TrialResult(
+                "failed", f"the trial's process died; see {out_dir}", log_path=out_dir / "trial.log"
+            )
         return TrialResult.from_line(line)
+
+    def _server_lives(self) -> bool:
+        pid_file = self._socket_path.with_suffix(".pid")
+        try:
+            os.kill(int(pid_file.read_text()), 0)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return True
 
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
@@ -98,6 +108,6 @@ class TemplateClient:
                 connection.connect(str(self._socket_path))
                 return connection
             except (FileNotFoundError, ConnectionRefusedError):
-                if time.monotonic() > deadline or not self._socket_path.parent.exists():
+                if time.monotonic() > deadline or not self._server_lives():
                     raise
                 time.sleep(_POLL_S)

@@ -18,7 +18,13 @@ HOST_MODES: tuple[str, ...] = get_args(HostMode)
 # Knobs that a forked trial applies to a warmed engine, so they are no part of its key.
 SCHEDULER_KNOBS: frozenset[str] = frozenset({"max_num_seqs", "max_num_batched_tokens"})
 
-_REQUIRED_CONFIG = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+_REQUIRED_CONFIG = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,9 @@ def redirect_output(path: Path) -> None:
     os.close(descriptor)
 
 
-def _fork_trial(module: EngineModule, warm: WarmEngine, request: TrialRequest, connection: socket.socket) -> None:
+def _fork_trial(
+    module: EngineModule, warm: WarmEngine, request: TrialRequest, connection: socket.socket
+) -> None:
     # Measuring memory for new limits forks, too: the answer must stay with this process.
     try:
         module.before_fork(warm, request.spec)

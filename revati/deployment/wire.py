@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -75,7 +76,5 @@ def receive_line(connection: socket.socket) -> bytes:
 
 
 def send_result(connection: socket.socket, result: TrialResult) -> None:
-    try:
+    with suppress(BrokenPipeError):  # whoever asked may be gone
         connection.sendall(result.to_line())
-    except BrokenPipeError:  # whoever asked is gone
-        pass

@@ -81,10 +81,8 @@ class NativeCore:
 
     def __init__(self) -> None:
         self._lib = lib = ctypes.CDLL(str(CORE_LIBRARY))
-        try:
-            ctypes.CDLL(None).revati_clock_now
-        except AttributeError:
-            raise RuntimeError("the native stand-ins are not preloaded into this process") from None
+        if not hasattr(ctypes.CDLL(None), "revati_clock_now"):
+            raise RuntimeError("the native stand-ins are not preloaded into this process")
         lib.revati_clock_now.restype = ctypes.c_int64
         for name in ("clock_set", "clock_advance", "phase_end"):
             getattr(lib, f"revati_{name}").argtypes = [ctypes.c_int64]

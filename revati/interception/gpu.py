@@ -11,9 +11,10 @@ from revati.paths import conf_dir
 
 # cudaDeviceAttr (CUDA 13 runtime API); the driver's CUdevice_attribute has the same numbers.
 ATTRIBUTE_IDS = {
-    "MaxThreadsPerBlock": 1, "MaxBlockDimX": 2, "MaxBlockDimY": 3, "MaxBlockDimZ": 4, "MaxGridDimX": 5,
-    "MaxGridDimY": 6, "MaxGridDimZ": 7, "MaxSharedMemoryPerBlock": 8, "TotalConstantMemory": 9, "WarpSize": 10,
-    "MaxPitch": 11, "MaxRegistersPerBlock": 12, "ClockRate": 13, "TextureAlignment": 14, "GpuOverlap": 15,
+    "MaxThreadsPerBlock": 1, "MaxBlockDimX": 2, "MaxBlockDimY": 3, "MaxBlockDimZ": 4, 
+    "MaxGridDimX": 5, "MaxGridDimY": 6, "MaxGridDimZ": 7, "MaxSharedMemoryPerBlock": 8, "TotalConstantMemory": 9, "WarpSize": 10,
+    "MaxPitch": 11, "MaxRegistersPerBlock": 12,
+    "ClockRate": 13, "TextureAlignment": 14, "GpuOverlap": 15,
     "MultiProcessorCount": 16, "KernelExecTimeout": 17, "Integrated": 18, "CanMapHostMemory": 19,
     "ComputeMode": 20, "SurfaceAlignment": 30, "ConcurrentKernels": 31, "EccEnabled": 32, "PciBusId": 33,
     "PciDeviceId": 34, "TccDriver": 35, "MemoryClockRate": 36, "GlobalMemoryBusWidth": 37, "L2CacheSize": 38,
@@ -27,7 +28,8 @@ ATTRIBUTE_IDS = {
     "MaxSharedMemoryPerBlockOptin": 97, "CanFlushRemoteWrites": 98, "HostRegisterSupported": 99,
     "PageableMemoryAccessUsesHostPageTables": 100, "DirectManagedMemAccessFromHost": 101,
     "MaxBlocksPerMultiprocessor": 106, "MaxPersistingL2CacheSize": 108, "MaxAccessPolicyWindowSize": 109,
-    "ReservedSharedMemoryPerBlock": 111, "SparseCudaArraySupported": 112, "HostRegisterReadOnlySupported": 113,
+    "ReservedSharedMemoryPerBlock": 111, "SparseCudaArraySupported": 112,
+    "HostRegisterReadOnlySupported": 113,
     "TimelineSemaphoreInteropSupported": 114, "MemoryPoolsSupported": 115, "GPUDirectRDMASupported": 116,
     "GPUDirectRDMAFlushWritesOptions": 117, "GPUDirectRDMAWritesOrdering": 118,
     "MemoryPoolSupportedHandleTypes": 119, "ClusterLaunch": 120, "DeferredMappingCudaArraySupported": 121,

@@ -66,9 +66,11 @@ def main() -> int:
     points = [point for model, folder in sources for point in ratios(gpu, model, Path(folder))]
     log2_bytes, factor = curve(points)
     path = kernel_db_dir() / f"gpu={gpu}" / "fitted" / FILE
-    content = {"log2_bytes": log2_bytes, "factor": factor, "steps": len(points), "recorded": [m for m, _ in sources]}
+    recorded = [model for model, _ in sources]
+    content = {"log2_bytes": log2_bytes, "factor": factor, "steps": len(points), "recorded": recorded}
     path.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"{path}: " + ", ".join(f"{2**x / 2**20:.0f} MiB {y:.3f}" for x, y in zip(log2_bytes, factor, strict=True)))
+    for x, y in zip(log2_bytes, factor, strict=True):
+        print(f"{2**x / 2**20:6.0f} MiB of KV cache per layer: {y:.3f}")
     return 0
 
 

@@ -40,9 +40,7 @@ class LaunchPricing:
         self.num_reqs = 0  # of the step in progress
         core.set_gaps(int(timer.launch_gap_us * 1e3), int(timer.graph_gap_us * 1e3), gpu.launch_queue_depth)
         power = gpu.power
-        core.set_power_limit(
-            power.limit_w, power.idle_w, power.exponent, int(power.time_constant_ms * 1e6)
-        )
+        core.set_power_limit(power.limit_w, power.idle_w, power.exponent, int(power.time_constant_ms * 1e6))
         core.set_resolver(self._resolve)
 
     def set_batch(self, query_lens: Sequence[int], context_lens: Sequence[int]) -> None:

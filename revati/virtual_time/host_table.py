@@ -68,6 +68,8 @@ class HostTable:
         slowdown: factor on every coefficient but the latency.
         tensor_parallel: phase → kind (or "any") → ranks → factor (workers of their own processes, the
             slowest of them); between given numbers of ranks the next smaller one counts.
+        measured: ``cpu_factor`` by which the host's phases take longer than the CPU time of the same code on
+            a machine whose speed probe took ``probe_ns``.
     """
 
     def __init__(
@@ -76,8 +78,10 @@ class HostTable:
         phases: dict[str, dict[str, dict[str, Any]]],
         slowdown: float = 1.0,
         tensor_parallel: dict[str, dict[str, dict[int, float]]] | None = None,
+        measured: dict[str, float] | None = None,
     ) -> None:
         self.name, self.slowdown = name, slowdown
+        self._measured = measured
         unknown = sorted(set(phases) - set(PHASES))
         if unknown:
             raise ValueError(f"host table {name!r}: unknown phase {unknown[0]!r}; known: {', '.join(PHASES)}")
@@ -120,7 +124,9 @@ class HostTable:
             slowdown = levels[level]
         if not float(slowdown) > 0:
             raise ValueError(f"host table {name!r}: slowdown must be greater than 0, got {slowdown!r}")
-        return cls(name, content["phases"], float(slowdown), content.get("tensor_parallel"))
+        return cls(
+            name, content["phases"], float(slowdown), content.get("tensor_parallel"), content.get("measured")
+        )
 
     def phase_us(
         self,
@@ -170,6 +176,16 @@ class HostTable:
         if kind not in KINDS:
             return f"unknown kind {kind!r} of host phase {phase!r}; known: {', '.join(KINDS)}"
         return f"host table {self.name!r} has no costs for phase {phase!r}; it has {', '.join(self.phases)}"
+
+    def cpu_factor(self, probe_ns: float) -> float:
+        """Time of a phase on this host per CPU time of its code on a machine with this speed probe.
+
+        Raises:
+            ValueError: nobody compared this host with another machine.
+        """
+        if self._measured is None:
+            raise ValueError(f"host table {self.name!r} has no 'measured' factor; use host.mode=table")
+        return self._measured["cpu_factor"] * self.slowdown * self._measured["probe_ns"] / probe_ns
 
     @property
     def phases(self) -> list[str]:

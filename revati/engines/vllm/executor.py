@@ -18,7 +18,6 @@ from revati.timing.attach import LaunchPricing
 from revati.virtual_time.host import IDLE_STEP, HostMeter, StepKind, StepShape
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 
 _KINDS: dict[CUDAGraphMode, StepKind] = {CUDAGraphMode.FULL: "full", CUDAGraphMode.PIECEWISE: "piecewise"}
@@ -55,7 +54,7 @@ class SampledFuture(Future[Any]):
         return super().result()
 
 
-class EmulatedExecutor(UniProcExecutor):
+class EmulatedExecutor(UniProcExecutor):  # type: ignore[misc]  # vLLM is not seen by mypy
     """Runs rank 0 for all ranks; charges host phases; tells the timing what is in each batch.
 
     ``pricing`` and ``meter`` are the process's (see `attach`): vLLM constructs executors by class.
@@ -78,13 +77,14 @@ class EmulatedExecutor(UniProcExecutor):
 
     def determine_available_memory(self) -> list[int]:
         # The first run compiles; the oracle forks after it, so that later answers come soon.
-        available_bytes = super().determine_available_memory()
+        available_bytes: list[int] = super().determine_available_memory()
         self.memory = MemoryOracle(self._measure_memory)
         return available_bytes
 
     def _measure_memory(self, limits: Limits) -> list[int]:
         set_profiled_limits(self.driver_worker.worker.model_runner, limits)
-        return super().determine_available_memory()
+        available_bytes: list[int] = super().determine_available_memory()
+        return available_bytes
 
     def shape_of(self, scheduler_output: SchedulerOutput) -> StepShape:
         """Shape of a scheduled step, from its scheduling until `retire`."""
@@ -100,7 +100,7 @@ class EmulatedExecutor(UniProcExecutor):
 
     def execute_model(
         self, scheduler_output: SchedulerOutput, non_block: bool = False
-    ) -> ModelRunnerOutput | None | Future[ModelRunnerOutput | None]:
+    ) -> ModelRunnerOutput | Future[ModelRunnerOutput | None] | None:
         step = self.shape_of(scheduler_output)
         self._current = batch, _ = self._batches[id(scheduler_output)]
         if batch.query_lens:
@@ -110,7 +110,7 @@ class EmulatedExecutor(UniProcExecutor):
 
     def sample_tokens(
         self, grammar_output: GrammarOutput | None, non_block: bool = False
-    ) -> ModelRunnerOutput | None | Future[ModelRunnerOutput | None]:
+    ) -> ModelRunnerOutput | Future[ModelRunnerOutput | None] | None:
         assert self._current is not None
         batch, step = self._current
         with self.meter.phase("sample", step):
@@ -138,7 +138,9 @@ class EmulatedExecutor(UniProcExecutor):
             if computed[req_id] < prefill_len:
                 num_prefills += 1
                 prompt_tokens += new_tokens
-            ordinary = _FIRST_TOKEN_ID + context * _TOKEN_ID_STRIDE % max(1, self._vocab_size - 2 * _FIRST_TOKEN_ID)
+            ordinary = _FIRST_TOKEN_ID + context * _TOKEN_ID_STRIDE % max(
+                1, self._vocab_size - 2 * _FIRST_TOKEN_ID
+            )
             samples[req_id] = ordinary if context >= prefill_len else None
         for req_id in scheduled.finished_req_ids:
             self._prefill_lens.pop(req_id, None)

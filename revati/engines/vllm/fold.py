@@ -16,17 +16,16 @@ import torch.distributed as dist
 
 def fold_ranks(world_size: int) -> None:
     """Make this process's `torch.distributed` a group of ``world_size`` ranks of which only rank 0 runs."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
     import vllm.distributed.device_communicators.base_device_communicator as base_communicator
     import vllm.distributed.device_communicators.custom_all_reduce as custom_all_reduce
     import vllm.distributed.parallel_state as parallel_state
+    from torch.testing._internal.distributed.fake_pg import FakeStore
     from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
     new_group = dist.new_group
 
     def init_process_group(*_: Any, **__: Any) -> None:
-        store = FakeStore()  # type: ignore[no-untyped-call]
+        store = FakeStore()
         init(backend="fake", store=store, rank=0, world_size=world_size)
 
     def new_fake_group(ranks: Sequence[int] | None = None, *_: Any, **__: Any) -> Any:
@@ -55,6 +54,6 @@ def fold_ranks(world_size: int) -> None:
     dist.barrier = lambda *_, **__: None
     torch.distributed.distributed_c10d.new_group = new_fake_group
     # Rank 0 writes to this queue and nobody reads it.
-    MessageQueue.create_from_process_group = staticmethod(lambda *_, **__: None)  # type: ignore[assignment]
+    MessageQueue.create_from_process_group = staticmethod(lambda *_, **__: None)
     for module in (parallel_state, custom_all_reduce, base_communicator):
         module.in_the_same_node_as = same_node

@@ -20,6 +20,7 @@ from revati.engines.vllm.memory import Limits
 if TYPE_CHECKING:
     from revati.engines.vllm.replica import VllmReplica
 
+
 def set_configured_limits(config: Any, limits: Limits) -> None:
     """Set what the scheduler is built from."""
     config.scheduler_config.max_num_seqs = limits.max_num_seqs

@@ -32,7 +32,9 @@ class VllmReplica:
         InfeasibleError: vLLM refuses the configuration.
     """
 
-    def __init__(self, spec: DeploymentSpec, model_folder: Path, pricing: LaunchPricing, meter: HostMeter) -> None:
+    def __init__(
+        self, spec: DeploymentSpec, model_folder: Path, pricing: LaunchPricing, meter: HostMeter
+    ) -> None:
         skip_irrelevant_warmups()
         EmulatedExecutor.attach(pricing, meter)
         self._meter = meter
@@ -53,8 +55,8 @@ class VllmReplica:
     def charge_scheduler(self) -> None:
         """Charge the time of the engine core's present scheduler."""
         scheduler = self.core.scheduler
-        scheduler.schedule = self._timed_schedule(scheduler.schedule)  # type: ignore[method-assign]
-        scheduler.update_from_output = self._timed_update(scheduler.update_from_output)  # type: ignore[method-assign]
+        scheduler.schedule = self._timed_schedule(scheduler.schedule)
+        scheduler.update_from_output = self._timed_update(scheduler.update_from_output)
 
     @property
     def executor(self) -> EmulatedExecutor:

@@ -19,6 +19,7 @@ from revati.timing.estimate import RankShape
 from revati.timing.timer import KernelTimer
 from revati.virtual_time.host import FreeHost, HostCosts, HostMeter, MeasuredHost, TableHost
 from revati.virtual_time.host_table import HostTable
+from revati.virtual_time.speed import probe_ns
 
 # vLLM's defaults of an H200 server are within these, and its defaults for offline use at them.
 _WIDEST = {"max_num_seqs": 1024, "max_num_batched_tokens": 16384}
@@ -118,5 +119,7 @@ def _host_costs(spec: DeploymentSpec) -> HostCosts:
     if spec.host.mode == "free":
         return FreeHost()
     table = HostTable.load(spec.host.name)
-    costs = TableHost(table, spec.model.num_hidden_layers // spec.pipeline_parallel_size, spec.tensor_parallel_size)
-    return MeasuredHost(costs, table.cpu_factor) if spec.host.mode == "measured" else costs
+    costs = TableHost(
+        table, spec.model.num_hidden_layers // spec.pipeline_parallel_size, spec.tensor_parallel_size
+    )
+    return MeasuredHost(costs, table.cpu_factor(probe_ns())) if spec.host.mode == "measured" else costs
