@@ -11,8 +11,9 @@ from revati.paths import conf_dir
 
 # cudaDeviceAttr (CUDA 13 runtime API); the driver's CUdevice_attribute has the same numbers.
 ATTRIBUTE_IDS = {
-    "MaxThreadsPerBlock": 1, "MaxBlockDimX": 2, "MaxBlockDimY": 3, "MaxBlockDimZ": 4, 
-    "MaxGridDimX": 5, "MaxGridDimY": 6, "MaxGridDimZ": 7, "MaxSharedMemoryPerBlock": 8, "TotalConstantMemory": 9, "WarpSize": 10,
+    "MaxThreadsPerBlock": 1, "MaxBlockDimX": 2, "MaxBlockDimY": 3, "MaxBlockDimZ": 4,
+    "MaxGridDimX": 5, "MaxGridDimY": 6, "MaxGridDimZ": 7, "MaxSharedMemoryPerBlock": 8,
+    "TotalConstantMemory": 9, "WarpSize": 10,
     "MaxPitch": 11, "MaxRegistersPerBlock": 12,
     "ClockRate": 13, "TextureAlignment": 14, "GpuOverlap": 15,
     "MultiProcessorCount": 16, "KernelExecTimeout": 17, "Integrated": 18, "CanMapHostMemory": 19,

@@ -1,0 +1,187 @@
+"""Unmodified vLLM under emulation: real scheduler, real runner, real graphs, no GPU."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from revati.deployment.runner import TemplateClient, TemplateServer
+from revati.deployment.spec import DeploymentSpec, HostSpec
+from revati.workload import LognormalLengths, Workload
+
+MakeSpec = Callable[..., DeploymentSpec]
+pytestmark = pytest.mark.slow
+LENGTHS = LognormalLengths()
+
+
+def burn(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+def test_every_request_gets_its_tokens(
+    client: TemplateClient, make_spec: MakeSpec, workload: Workload, out_dir: Path
+) -> None:
+    result = client.run(make_spec(), workload, out_dir)
+    assert result.status == "ok", result.reason
+    requests = pq.read_table(result.requests_path).to_pydict()
+    assert [len(times) for times in requests["token_times_us"]] == workload.output_tokens.tolist()
+    assert all(np.all(np.diff(times) >= 0) for times in requests["token_times_us"])
+    assert np.all(np.array(requests["ttft_s"]) > 0)
+    assert np.all(np.array(requests["queued_s"]) >= np.array(requests["submitted_s"]))
+    assert np.all(np.array(requests["scheduled_s"]) >= np.array(requests["queued_s"]))
+    assert sum(result.provenance.values()) == pytest.approx(1.0)
+    assert result.kv_cache_blocks > 0
+
+
+def test_decode_steps_replay_full_graphs_and_prefills_piecewise_ones(
+    client: TemplateClient, make_spec: MakeSpec, workload: Workload, out_dir: Path
+) -> None:
+    client.run(make_spec(), workload, out_dir)
+    phases = pq.read_table(out_dir / "phases.parquet").to_pandas()
+    executed = phases[phases.phase == "execute"]
+    assert set(executed[(executed.prompt_tokens == 0) & (executed.requests > 0)].kind) == {"full"}
+    assert set(executed[(executed.prompt_tokens > 0) & (executed.prompt_tokens < 300)].kind) == {"piecewise"}
+    assert np.all(phases.end_us.to_numpy() >= phases.begin_us.to_numpy())
+    assert np.all(np.diff(phases.begin_us.to_numpy()) >= 0)
+
+
+def test_table_mode_repeats_itself_on_a_busy_machine(
+    client: TemplateClient, make_spec: MakeSpec, workload: Workload, tmp_path: Path
+) -> None:
+    first = client.run(make_spec(), workload, tmp_path / "first")
+    busy = [multiprocessing.Process(target=burn, args=(20,)) for _ in range(os.cpu_count() or 1)]
+    for process in busy:
+        process.start()
+    second = client.run(make_spec(), workload, tmp_path / "second")
+    for process in busy:
+        process.terminate()
+        process.join()
+    assert first.requests_path is not None
+    assert second.requests_path is not None
+    assert pq.read_table(first.requests_path).equals(pq.read_table(second.requests_path))
+
+
+def test_a_forked_trial_equals_a_freshly_started_engine(
+    make_spec: MakeSpec, workload: Workload, tmp_path: Path
+) -> None:
+    limits = {"max_num_seqs": 24, "max_num_batched_tokens": 1024}
+    tables, blocks = [], []
+    for name, shared in (("forked", True), ("fresh", False)):
+        # A limit of its own makes the template start at exactly the trial's limits.
+        os.environ["REVATI_SHARE_ENGINES"] = "1" if shared else "0"
+        with TemplateServer(tmp_path / f"{name}_engines") as server:
+            result = TemplateClient(server.socket_path).run(
+                make_spec(engine_args=limits), workload, tmp_path / name
+            )
+        assert result.status == "ok", result.reason
+        tables.append(pq.read_table(result.requests_path))
+        blocks.append(result.kv_cache_blocks)
+    del os.environ["REVATI_SHARE_ENGINES"]
+    assert blocks[0] == pytest.approx(blocks[1], rel=1e-3)
+    assert tables[0].equals(tables[1])
+
+
+def test_narrow_limits_bind(
+    client: TemplateClient, make_spec: MakeSpec, workload: Workload, out_dir: Path
+) -> None:
+    result = client.run(
+        make_spec(engine_args={"max_num_seqs": 4, "max_num_batched_tokens": 512}), workload, out_dir
+    )
+    assert result.status == "ok", result.reason
+    executed = pq.read_table(out_dir / "phases.parquet").to_pandas().query("phase == 'execute'")
+    assert executed.requests.max() == 4
+    assert executed.prompt_tokens.max() <= 512
+
+
+def test_tensor_parallel_ranks_are_folded_into_one_process(
+    client: TemplateClient, make_spec: MakeSpec, workload: Workload, out_dir: Path
+) -> None:
+    result = client.run(make_spec(tensor_parallel_size=4), workload, out_dir)
+    assert result.status == "ok", result.reason
+
+
+def test_a_model_that_does_not_fit_is_infeasible_with_vllms_reason(
+    client: TemplateClient, make_spec: MakeSpec, workload: Workload, out_dir: Path
+) -> None:
+    huge = {"hidden_size": 16384, "intermediate_size": 65536, "num_hidden_layers": 80, "num_attention_heads": 128}
+    result = client.run(make_spec(hf_config={**huge, "num_key_value_heads": 128}), workload, out_dir)
+    assert result.status == "infeasible"
+    assert "out of memory" in result.reason
+
+
+def test_a_killed_trial_fails_and_the_next_one_runs(
+    server: TemplateServer, client: TemplateClient, make_spec: MakeSpec, workload: Workload, tmp_path: Path
+) -> None:
+    client.run(make_spec(), workload, tmp_path / "warm")
+    template_pids = {process.pid for process in zygote(server).children(recursive=True)}
+
+    def kill_the_new_process() -> None:
+        while not (new := {p.pid for p in zygote(server).children(recursive=True)} - template_pids):
+            time.sleep(0.01)
+        for pid in new:
+            os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_new_process)
+    killer.start()
+    long = Workload.from_poisson(
+        "long", request_rate_per_s=30.0, num_requests=400, lengths=LENGTHS, seed=1
+    )
+    result = client.run(make_spec(), long, tmp_path / "killed")
+    killer.join()
+    assert result.status == "failed"
+    assert "died" in result.reason
+    assert client.run(make_spec(), workload, tmp_path / "after").status == "ok"
+
+
+def test_measured_mode_charges_this_machines_time(
+    client: TemplateClient, make_spec: MakeSpec, workload: Workload, out_dir: Path
+) -> None:
+    result = client.run(make_spec(host=HostSpec("h200_xeon", "measured")), workload, out_dir)
+    assert result.status == "ok", result.reason
+    phases = pq.read_table(out_dir / "phases.parquet").to_pandas()
+    executed = phases[(phases.phase == "execute") & (phases.kind == "full")]
+    costs = (executed.end_us - executed.begin_us).to_numpy()
+    assert np.unique(costs).size > costs.size / 2  # a meter, not a table
+
+
+def test_leaving_the_server_leaves_no_process_or_file(tmp_path: Path, make_spec: MakeSpec, workload: Workload) -> None:
+    with TemplateServer(tmp_path / "engines") as server:
+        TemplateClient(server.socket_path).run(make_spec(), workload, tmp_path / "trial")
+        members = [zygote(server), *zygote(server).children(recursive=True)]
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in members)
+    assert not server.socket_path.parent.exists()
+
+
+def test_installed_vllm_is_the_wheel_as_published(server: TemplateServer) -> None:
+    """While the engine runs: every file that the wheel's RECORD lists has the recorded hash."""
+    assert zygote(server).is_running()
+    distribution = importlib.metadata.distribution("vllm")
+    changed, checked = [], 0
+    for file in distribution.files or []:
+        if file.hash is None:
+            continue
+        digest = hashlib.new(file.hash.mode, file.locate().read_bytes()).digest()
+        checked += 1
+        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != file.hash.value:
+            changed.append(str(file))
+    assert checked > 1000
+    assert changed == []
+
+
+def zygote(server: TemplateServer) -> psutil.Process:
+    return psutil.Process(int(server.socket_path.with_suffix(".pid").read_text()))
