@@ -32,7 +32,7 @@ import yaml
 
 from revati import paths
 from revati.deployment.metrics import METRIC_COLUMNS, summarize
-from revati.deployment.spec import HOST_MODES, DeploymentSpec, HostMode, HostSpec, ModelShape
+from revati.spec import HOST_MODES, DeploymentSpec, HostMode, HostSpec, ModelShape
 from revati.virtual_time.host_table import known_tables
 from revati.workload import Workload
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from revati.deployment.spec import DeploymentSpec, HostSpec, ModelShape
+from revati.spec import DeploymentSpec, HostSpec, ModelShape
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

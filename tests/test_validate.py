@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from revati.deployment.spec import DeploymentSpec, HostSpec
+from revati.spec import DeploymentSpec, HostSpec
 from revati.validate import (
     METRICS,
     Options,

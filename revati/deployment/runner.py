@@ -14,11 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from revati.deployment.spec import DeploymentSpec
 from revati.deployment.wire import TrialRequest, TrialResult, receive_line
 from revati.engines.warm import engine_module
 from revati.interception.gpu import known_gpus, load_gpu
 from revati.interception.preload import emulated_environment
+from revati.spec import DeploymentSpec
 from revati.workload import Workload
 
 __all__ = ["TemplateClient", "TemplateServer", "TrialResult"]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from revati.deployment.spec import DeploymentSpec
+from revati.spec import DeploymentSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from revati.deployment.spec import DeploymentSpec
 from revati.engines.base import Replica
 from revati.interception.core import NativeCore
+from revati.spec import DeploymentSpec
 from revati.timing.attach import LaunchPricing
 from revati.virtual_time.host import HostMeter
 

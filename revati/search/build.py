@@ -9,11 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from revati import paths
 from revati.deployment.metrics import Slo
-from revati.deployment.spec import HOST_MODES, DeploymentSpec, HostMode, HostSpec, ModelShape
 from revati.search.errors import ConfigError, unknown
 from revati.search.knobs import engine_knobs, knob
 from revati.search.objective import Objective
 from revati.search.problem import Problem
+from revati.spec import HOST_MODES, DeploymentSpec, HostMode, HostSpec, ModelShape
 from revati.workload import Workload, WorkloadError, lengths_from_config
 
 ARRIVALS = ("poisson", "offline", "trace")

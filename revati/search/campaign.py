@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from revati.deployment.spec import DeploymentSpec
 from revati.search.ledger import Ledger
 from revati.search.objective import Objective
 from revati.search.plan import EngineQueue
@@ -14,6 +13,7 @@ from revati.search.problem import Problem
 from revati.search.proposers import Outcome, Proposer
 from revati.search.space import Point
 from revati.search.trial import TrialOutput
+from revati.spec import DeploymentSpec
 
 Row = dict[str, Any]
 

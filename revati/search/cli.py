@@ -28,10 +28,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from revati import paths
 from revati.deployment.metrics import METRIC_COLUMNS
-from revati.deployment.spec import ModelShape
 from revati.search import config as schemas
 from revati.search.errors import ConfigError
 from revati.search.knobs import DEPLOYMENT_KNOBS, ENGINE_KNOBS
+from revati.spec import ModelShape
 
 INTERRUPTED = 130
 _GROUPS = ("model", "engine", "gpu", "workload", "objective", "search")

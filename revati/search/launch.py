@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from revati.deployment.spec import DeploymentSpec
+from revati.spec import DeploymentSpec
 
 
 def launch_script(spec: DeploymentSpec, served: str, environment: Mapping[str, str]) -> str:

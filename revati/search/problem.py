@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from revati.deployment.spec import DeploymentSpec, HostSpec, ModelShape
 from revati.search.knobs import DEPLOYMENT_KNOBS
 from revati.search.space import Point
+from revati.spec import DeploymentSpec, HostSpec, ModelShape
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
-from revati.deployment.spec import SCHEDULER_KNOBS, DeploymentSpec
 from revati.search.objective import Objective
 from revati.search.space import SearchSpace
+from revati.spec import SCHEDULER_KNOBS, DeploymentSpec
 
 Row = Mapping[str, Any]
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from revati.deployment.metrics import Slo
-from revati.deployment.spec import DeploymentSpec
 from revati.search.campaign import Campaign
 from revati.search.leftovers import end_marked, no_leftovers
 from revati.search.runner import connect, open_server
 from revati.search.signals import handle_signals, interrupt, interruptible
 from revati.search.trial import TrialOutput, run_trial
+from revati.spec import DeploymentSpec
 from revati.workload import Workload
 
 # An emulated engine and the Ray worker that waits for it.

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
-from revati.deployment.spec import DeploymentSpec
+from revati.spec import DeploymentSpec
 from revati.workload import Workload
 
 RUNNER = "revati.deployment.runner"

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from revati.deployment.metrics import Slo, summarize
-from revati.deployment.spec import DeploymentSpec
 from revati.search.runner import Client
+from revati.spec import DeploymentSpec
 from revati.workload import Workload
 
 

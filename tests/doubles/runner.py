@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from revati.deployment.spec import DeploymentSpec
+from revati.spec import DeploymentSpec
 from revati.workload import Workload
 
 DIES, CRASHES, TOO_BIG, SLOW = 7001, 7002, 7003, 7004

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from revati.deployment.runner import TemplateClient, TemplateServer
-from revati.deployment.spec import DeploymentSpec, HostSpec, ModelShape
+from revati.spec import DeploymentSpec, HostSpec, ModelShape
 from revati.workload import LognormalLengths, Workload
 
 pytest.importorskip("vllm")

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from revati.deployment.runner import TemplateClient, TemplateServer
-from revati.deployment.spec import DeploymentSpec, HostSpec
+from revati.engines.vllm.start import SHARE_VARIABLE
+from revati.spec import DeploymentSpec, HostSpec
 from revati.workload import LognormalLengths, Workload
 
 MakeSpec = Callable[..., DeploymentSpec]
@@ -77,13 +78,12 @@ def test_table_mode_repeats_itself_on_a_busy_machine(
 
 
 def test_a_forked_trial_equals_a_freshly_started_engine(
-    make_spec: MakeSpec, workload: Workload, tmp_path: Path
+    make_spec: MakeSpec, workload: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = {"max_num_seqs": 24, "max_num_batched_tokens": 1024}
     tables, blocks = [], []
-    for name, shared in (("forked", True), ("fresh", False)):
-        # A limit of its own makes the template start at exactly the trial's limits.
-        os.environ["REVATI_SHARE_ENGINES"] = "1" if shared else "0"
+    for name, share in (("forked", "1"), ("fresh", "0")):
+        monkeypatch.setenv(SHARE_VARIABLE, share)
         with TemplateServer(tmp_path / f"{name}_engines") as server:
             result = TemplateClient(server.socket_path).run(
                 make_spec(engine_args=limits), workload, tmp_path / name
@@ -91,7 +91,6 @@ def test_a_forked_trial_equals_a_freshly_started_engine(
         assert result.status == "ok", result.reason
         tables.append(pq.read_table(result.requests_path))
         blocks.append(result.kv_cache_blocks)
-    del os.environ["REVATI_SHARE_ENGINES"]
     assert blocks[0] == pytest.approx(blocks[1], rel=1e-3)
     assert tables[0].equals(tables[1])
 
@@ -118,7 +117,12 @@ def test_tensor_parallel_ranks_are_folded_into_one_process(
 def test_a_model_that_does_not_fit_is_infeasible_with_vllms_reason(
     client: TemplateClient, make_spec: MakeSpec, workload: Workload, out_dir: Path
 ) -> None:
-    huge = {"hidden_size": 16384, "intermediate_size": 65536, "num_hidden_layers": 80, "num_attention_heads": 128}
+    huge = {
+        "hidden_size": 16384,
+        "intermediate_size": 65536,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 128,
+    }
     result = client.run(make_spec(hf_config={**huge, "num_key_value_heads": 128}), workload, out_dir)
     assert result.status == "infeasible"
     assert "out of memory" in result.reason
@@ -138,9 +142,7 @@ def test_a_killed_trial_fails_and_the_next_one_runs(
 
     killer = threading.Thread(target=kill_the_new_process)
     killer.start()
-    long = Workload.from_poisson(
-        "long", request_rate_per_s=30.0, num_requests=400, lengths=LENGTHS, seed=1
-    )
+    long = Workload.from_poisson("long", request_rate_per_s=30.0, num_requests=400, lengths=LENGTHS, seed=1)
     result = client.run(make_spec(), long, tmp_path / "killed")
     killer.join()
     assert result.status == "failed"
@@ -159,7 +161,9 @@ def test_measured_mode_charges_this_machines_time(
     assert np.unique(costs).size > costs.size / 2  # a meter, not a table
 
 
-def test_leaving_the_server_leaves_no_process_or_file(tmp_path: Path, make_spec: MakeSpec, workload: Workload) -> None:
+def test_leaving_the_server_leaves_no_process_or_file(
+    tmp_path: Path, make_spec: MakeSpec, workload: Workload
+) -> None:
     with TemplateServer(tmp_path / "engines") as server:
         TemplateClient(server.socket_path).run(make_spec(), workload, tmp_path / "trial")
         members = [zygote(server), *zygote(server).children(recursive=True)]

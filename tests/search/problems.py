@@ -1,10 +1,10 @@
 """A small sweep's parts, for tests of the search."""
 
 from revati.deployment.metrics import METRIC_COLUMNS, Slo
-from revati.deployment.spec import HostSpec, ModelShape
 from revati.search.objective import Objective
 from revati.search.problem import Problem
 from revati.search.trial import TrialOutput
+from revati.spec import HostSpec, ModelShape
 
 MODEL = ModelShape(
     "tiny",

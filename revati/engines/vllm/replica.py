@@ -16,11 +16,11 @@ from vllm.v1.engine import EngineCoreEventType, EngineCoreRequest
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.engine.input_processor import InputProcessor
 
-from revati.deployment.spec import DeploymentSpec
 from revati.engines.base import InfeasibleError, Request, RequestOutput
 from revati.engines.vllm.executor import EmulatedExecutor
 from revati.engines.vllm.settings import engine_arguments
 from revati.engines.vllm.shortcuts import skip_irrelevant_warmups
+from revati.spec import DeploymentSpec
 from revati.timing.attach import LaunchPricing
 from revati.virtual_time.host import IDLE_STEP, HostMeter
 

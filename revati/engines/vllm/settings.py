@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from revati.deployment.spec import DeploymentSpec
+from revati.spec import DeploymentSpec
 
 # What the emulated deployment assumes of a real one; belongs into the launch command.
 # Symmetric-memory collectives need NVLink multicast, and no kernel of FlashInfer has been measured yet.

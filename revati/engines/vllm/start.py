@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
-from revati.deployment.spec import DeploymentSpec, ModelShape
 from revati.engines.base import InfeasibleError
 from revati.engines.vllm.memory import Limits
 from revati.engines.vllm.settings import DEPLOYMENT_ENVIRONMENT, EMULATION_ENVIRONMENT, write_model_folder
@@ -14,6 +14,7 @@ from revati.engines.warm import WarmEngine
 from revati.interception.core import NativeCore
 from revati.interception.gpu import load_gpu
 from revati.paths import kernel_db_dir
+from revati.spec import DeploymentSpec, ModelShape
 from revati.timing.attach import LaunchPricing
 from revati.timing.estimate import RankShape
 from revati.timing.timer import KernelTimer
@@ -26,6 +27,8 @@ _WIDEST = {"max_num_seqs": 1024, "max_num_batched_tokens": 16384}
 _SERVER_DEFAULTS = {"max_num_seqs": 1024, "max_num_batched_tokens": 8192}
 # Below this, vLLM captures a graph of exactly max_num_batched_tokens, which a wider engine lacks.
 _SHARED_MINIMUM_TOKENS = 512
+# Set to 0 to start an engine at exactly the limits of each trial: slow, and the same result.
+SHARE_VARIABLE = "REVATI_SHARE_ENGINES"
 
 
 def environment() -> dict[str, str]:
@@ -92,8 +95,10 @@ def _limits(spec: DeploymentSpec) -> dict[str, int]:
 def _template_spec(spec: DeploymentSpec) -> DeploymentSpec:
     """The spec to warm up: at the widest limits where the trial's fit within them, else at its own."""
     limits = _limits(spec)
-    shared = limits["max_num_batched_tokens"] >= _SHARED_MINIMUM_TOKENS and all(
-        limits[name] <= widest for name, widest in _WIDEST.items()
+    shared = (
+        os.environ.get(SHARE_VARIABLE) != "0"
+        and limits["max_num_batched_tokens"] >= _SHARED_MINIMUM_TOKENS
+        and all(limits[name] <= widest for name, widest in _WIDEST.items())
     )
     arguments = {**spec.engine_args, **(_WIDEST if shared else limits)}
     return replace(spec, engine_args=arguments)
