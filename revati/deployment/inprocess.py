@@ -131,12 +131,16 @@ class InProcessDeployment:
             record.engine_first_token_s = self._to_s(sent_ns)
         record.token_times_s.extend([self._to_s(self._frontend_ns)] * output.new_tokens)
         if output.queued_s is not None:
-            record.queued_s = output.queued_s - self._start_monotonic_s
+            record.queued_s = self._since_start(output.queued_s)
         if output.scheduled_s is not None:
-            record.scheduled_s = output.scheduled_s - self._start_monotonic_s
+            record.scheduled_s = self._since_start(output.scheduled_s)
         if output.finished:
             record.engine_last_token_s = self._to_s(sent_ns)
         return output.finished
+
+    def _since_start(self, monotonic_s: float) -> float:
+        # The clock's origin differs from run to run, and with it the last bits of a difference.
+        return round(monotonic_s - self._start_monotonic_s, 9)
 
     def _cost(self, phase: str, step: StepShape) -> int:
         cost = self._costs.phase_ns(phase, step)

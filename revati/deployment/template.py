@@ -20,6 +20,7 @@ from revati.deployment.inprocess import InProcessDeployment, RequestRecord, make
 from revati.deployment.wire import TrialRequest, TrialResult, send_result
 from revati.engines.base import InfeasibleError
 from revati.engines.warm import EngineModule, WarmEngine, engine_module
+from revati.timing.estimate import PROVENANCES
 from revati.virtual_time.host import PhaseRecord
 from revati.workload import Workload
 
@@ -125,6 +126,8 @@ def _run(module: EngineModule, warm: WarmEngine, request: TrialRequest) -> Trial
     pq.write_table(_requests_table(records, workload), requests_path)
     pq.write_table(_phases_table(warm.meter.records, start_ns), request.out_dir / "phases.parquet")
     shares = warm.pricing.shares()
+    if refusal := _refusal(request.spec.timing_require, shares):
+        return TrialResult("infeasible", refusal, log_path=request.out_dir / "trial.log")
     return TrialResult(
         status="ok",
         kv_cache_blocks=warm.replica.kv_cache_blocks,
@@ -133,6 +136,15 @@ def _run(module: EngineModule, warm: WarmEngine, request: TrialRequest) -> Trial
         requests_path=requests_path,
         log_path=request.out_dir / "trial.log",
     )
+
+
+def _refusal(required: str | None, shares: dict[str, float]) -> str:
+    """Why the timings are too weak for ``timing.require``; empty if they are not."""
+    if required is None:
+        return ""
+    weaker = PROVENANCES[PROVENANCES.index(required) + 1 :]
+    found = [f"{100 * shares[name]:.1f} % {name}" for name in weaker if shares[name] > 0]
+    return f"timing.require={required}: GPU time is {', '.join(found)}" if found else ""
 
 
 def _requests_table(records: list[RequestRecord], workload: Workload) -> pa.Table:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Provenance = Literal["measured", "interpolated", "extrapolated", "roofline"]
-PROVENANCES: tuple[Provenance, ...] = get_args(Provenance)  # best first
+PROVENANCES: tuple[str, ...] = get_args(Provenance)  # best first
 
 
 @dataclass(frozen=True, slots=True)

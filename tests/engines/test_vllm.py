@@ -150,6 +150,23 @@ def test_a_killed_trial_fails_and_the_next_one_runs(
     assert client.run(make_spec(), workload, tmp_path / "after").status == "ok"
 
 
+def test_required_provenance_is_enforced(
+    client: TemplateClient, make_spec: MakeSpec, workload: Workload, out_dir: Path
+) -> None:
+    result = client.run(make_spec(timing_require="measured"), workload, out_dir)
+    assert result.status == "infeasible"
+    assert result.reason.startswith("timing.require=measured: GPU time is")
+    assert "interpolated" in result.reason
+
+
+def test_pipeline_parallelism_is_refused(
+    client: TemplateClient, make_spec: MakeSpec, workload: Workload, out_dir: Path
+) -> None:
+    result = client.run(make_spec(pipeline_parallel_size=2), workload, out_dir)
+    assert result.status == "infeasible"
+    assert "pipeline" in result.reason
+
+
 def test_measured_mode_charges_this_machines_time(
     client: TemplateClient, make_spec: MakeSpec, workload: Workload, out_dir: Path
 ) -> None:
