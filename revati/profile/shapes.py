@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from revati import paths
+from revati.spec import ModelShape
 from revati.timing.estimate import RankShape
 
 # Tokens in a forward pass. Dense where CUDA graphs and tiles change, odd sizes to test in between.
@@ -28,20 +29,8 @@ def hf_config(model: str) -> dict[str, Any]:
 
 
 def rank_shape(model: str, tp: int) -> RankShape:
-    config = hf_config(model)
-    heads = int(config["num_attention_heads"])
-    kv_heads = int(config.get("num_key_value_heads", heads))
-    hidden = int(config["hidden_size"])
-    return RankShape(
-        hidden=hidden,
-        intermediate=int(config["intermediate_size"]) // tp,
-        num_q_heads=heads // tp,
-        num_kv_heads=max(1, kv_heads // tp),
-        head_dim=int(config.get("head_dim", hidden // heads)),
-        vocab=int(config["vocab_size"]) // tp,
-        num_layers=int(config["num_hidden_layers"]),
-        tp=tp,
-    )
+    """One of ``tp`` ranks of a model of conf/model."""
+    return RankShape.of(ModelShape(model, hf_config(model)), tp)
 
 
 def layer_gemms(shape: RankShape) -> list[tuple[int, int]]:

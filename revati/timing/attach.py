@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -38,6 +39,8 @@ class LaunchPricing:
         self._demangled: dict[bytes, str] = {}
         self.families: list[str] = []
         self.num_reqs = 0  # of the step in progress
+        # Encloses predictions inside an engine's phase: their CPU time is ours, not the engine's.
+        self.own_time: Callable[[], AbstractContextManager[None]] = nullcontext
         core.set_gaps(int(timer.launch_gap_us * 1e3), int(timer.graph_gap_us * 1e3), gpu.launch_queue_depth)
         power = gpu.power
         core.set_power_limit(power.limit_w, power.idle_w, power.exponent, int(power.time_constant_ms * 1e6))
@@ -73,12 +76,6 @@ class LaunchPricing:
         total = sum(times)
         return {name: (ns / total if total else 0.0) for name, ns in zip(PROVENANCES, times, strict=True)}
 
-    def family_shares(self) -> dict[str, float]:
-        """Fraction of GPU busy time by kernel family."""
-        times = self._core.gpu_time().ns_by_family[: len(self.families)]
-        total = sum(times)
-        return {name: (ns / total if total else 0.0) for name, ns in zip(self.families, times, strict=True)}
-
     def _family(self, kind: str) -> int:
         if kind not in self.families:
             self.families.append(kind)
@@ -92,7 +89,8 @@ class LaunchPricing:
             LaunchType.COPY: self._copy,
         }
         cost.power_w = self._gpu.power.other_w
-        estimate = handlers[key.type](key, cost)
+        with self.own_time():
+            estimate = handlers[key.type](key, cost)
         cost.duration_ns = int(estimate.duration_us * 1e3)
         cost.provenance = PROVENANCES.index(estimate.provenance)
         cost.family = self._family(estimate.kind)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from revati.spec import ModelShape
+
 Provenance = Literal["measured", "interpolated", "extrapolated", "roofline"]
 PROVENANCES: tuple[str, ...] = get_args(Provenance)  # best first
 
@@ -36,6 +38,21 @@ class RankShape:
     num_layers: int
     dtype: str = "bfloat16"
     tp: int = 1
+
+    @classmethod
+    def of(cls, model: ModelShape, tp: int) -> RankShape:
+        """One of ``tp`` ranks of a model; KV heads are replicated where there are fewer of them."""
+        return cls(
+            hidden=model.hidden_size,
+            intermediate=model.intermediate_size // tp,
+            num_q_heads=model.num_attention_heads // tp,
+            num_kv_heads=max(1, model.num_key_value_heads // tp),
+            head_dim=model.head_dim,
+            vocab=model.vocab_size // tp,
+            num_layers=model.num_hidden_layers,
+            dtype=model.dtype,
+            tp=tp,
+        )
 
 
 DTYPE_BYTES: dict[str, int] = {

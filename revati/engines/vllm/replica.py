@@ -86,10 +86,6 @@ class VllmReplica:
             self._meter.charge("output", self._last_step)
         return sent
 
-    def reset(self) -> None:
-        """Forget the prefix cache, as between two measurements on one server."""
-        self.core.reset_prefix_cache()
-
     def _engine_request(self, request: Request) -> EngineCoreRequest:
         parameters = SamplingParams(
             temperature=0.0,

@@ -71,6 +71,7 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     costs = _host_costs(spec)
     model_folder = write_model_folder(spec, work_dir / "model")
     meter = HostMeter(core, costs)
+    pricing.own_time = meter.excluded
     replica = VllmReplica(_template_spec(spec), model_folder, pricing, meter)
     return WarmEngine(replica, core, meter, pricing)
 
@@ -109,17 +110,7 @@ def _template_spec(spec: DeploymentSpec) -> DeploymentSpec:
 def _rank_shape(model: ModelShape, tp: int) -> RankShape:
     if model.num_attention_heads % tp:
         raise InfeasibleError(f"{model.num_attention_heads} attention heads cannot be divided by TP={tp}")
-    return RankShape(
-        hidden=model.hidden_size,
-        intermediate=model.intermediate_size // tp,
-        num_q_heads=model.num_attention_heads // tp,
-        num_kv_heads=max(1, model.num_key_value_heads // tp),
-        head_dim=model.head_dim,
-        vocab=model.vocab_size // tp,
-        num_layers=model.num_hidden_layers,
-        dtype=model.dtype,
-        tp=tp,
-    )
+    return RankShape.of(model, tp)
 
 
 def _host_costs(spec: DeploymentSpec) -> HostCosts:
