@@ -108,13 +108,18 @@ class HostMeter:
     Launches inside a phase see its time pass evenly; see ``clock.cpp``.
     """
 
-    def __init__(self, core: NativeCore, costs: HostCosts) -> None:
-        self._core, self.costs = core, costs
-        self._factor = costs.factor if isinstance(costs, MeasuredHost) else 0.0
+    def __init__(self, core: NativeCore) -> None:
+        self._core = core
         self._last_ns: dict[int, int] = {}
         self.records: list[PhaseRecord] = []
-        self._measures = isinstance(costs, MeasuredHost)
         self.excluded_ns = 0  # CPU time of our own inside a phase, such as predictions
+        self.set_costs(FreeHost())
+
+    def set_costs(self, costs: HostCosts) -> None:
+        """Charge these from now on; an engine starts for free."""
+        self.costs = costs
+        self._measures = isinstance(costs, MeasuredHost)
+        self._factor = costs.factor if isinstance(costs, MeasuredHost) else 0.0
 
     def cpu_ns(self) -> int:
         """CPU time of this thread, less our own; 0 where nobody asks for it (the reading costs 0.5 µs)."""

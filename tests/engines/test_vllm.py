@@ -77,22 +77,25 @@ def test_table_mode_repeats_itself_on_a_busy_machine(
     assert pq.read_table(first.requests_path).equals(pq.read_table(second.requests_path))
 
 
-def test_a_forked_trial_equals_a_freshly_started_engine(
-    make_spec: MakeSpec, workload: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_forked_trial_equals_a_freshly_started_engine_which_leaves_nothing_behind(
+    client: TemplateClient,
+    make_spec: MakeSpec,
+    workload: Workload,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    limits = {"max_num_seqs": 24, "max_num_batched_tokens": 1024}
-    tables, blocks = [], []
-    for name, share in (("forked", "1"), ("fresh", "0")):
-        monkeypatch.setenv(SHARE_VARIABLE, share)
-        with TemplateServer(tmp_path / f"{name}_engines") as server:
-            result = TemplateClient(server.socket_path).run(
-                make_spec(engine_args=limits), workload, tmp_path / name
-            )
-        assert result.status == "ok", result.reason
-        tables.append(pq.read_table(result.requests_path))
-        blocks.append(result.kv_cache_blocks)
-    assert blocks[0] == pytest.approx(blocks[1], rel=1e-3)
-    assert tables[0].equals(tables[1])
+    spec = make_spec(engine_args={"max_num_seqs": 24, "max_num_batched_tokens": 1024})
+    forked = client.run(spec, workload, tmp_path / "forked")
+    monkeypatch.setenv(SHARE_VARIABLE, "0")
+    with TemplateServer(tmp_path / "engines") as own:
+        fresh = TemplateClient(own.socket_path).run(spec, workload, tmp_path / "fresh")
+        members = [zygote(own), *zygote(own).children(recursive=True)]
+    assert (forked.status, fresh.status) == ("ok", "ok"), (forked.reason, fresh.reason)
+    assert forked.kv_cache_blocks == pytest.approx(fresh.kv_cache_blocks, rel=1e-3)
+    assert pq.read_table(forked.requests_path).equals(pq.read_table(fresh.requests_path))
+    assert len(members) > 1
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in members)
+    assert not own.socket_path.parent.exists()
 
 
 def test_narrow_limits_bind(
@@ -176,16 +179,6 @@ def test_measured_mode_charges_this_machines_time(
     executed = phases[(phases.phase == "execute") & (phases.kind == "full")]
     costs = (executed.end_us - executed.begin_us).to_numpy()
     assert np.unique(costs).size > costs.size / 2  # a meter, not a table
-
-
-def test_leaving_the_server_leaves_no_process_or_file(
-    tmp_path: Path, make_spec: MakeSpec, workload: Workload
-) -> None:
-    with TemplateServer(tmp_path / "engines") as server:
-        TemplateClient(server.socket_path).run(make_spec(), workload, tmp_path / "trial")
-        members = [zygote(server), *zygote(server).children(recursive=True)]
-    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in members)
-    assert not server.socket_path.parent.exists()
 
 
 def test_installed_vllm_is_the_wheel_as_published(server: TemplateServer) -> None:

@@ -14,7 +14,7 @@ from revati.engines.warm import WarmEngine
 from revati.interception.core import NativeCore
 from revati.interception.gpu import load_gpu
 from revati.paths import kernel_db_dir
-from revati.spec import DeploymentSpec, ModelShape
+from revati.spec import DeploymentSpec, HostSpec, ModelShape
 from revati.timing.attach import LaunchPricing
 from revati.timing.estimate import RankShape
 from revati.timing.timer import KernelTimer
@@ -54,7 +54,9 @@ def preload() -> None:
 
 
 def template_key(spec: DeploymentSpec) -> str:
-    return _template_spec(spec).engine_key(scheduler_knobs=())
+    # A warmed engine knows nothing of the host that its trials assume, nor of what they demand of timings.
+    any_host = replace(_template_spec(spec), host=HostSpec("any", "free"), timing_require=None)
+    return any_host.engine_key(scheduler_knobs=())
 
 
 def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
@@ -68,9 +70,8 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     shape = _rank_shape(spec.model, spec.tensor_parallel_size)
     timer = KernelTimer(kernel_db_dir(), spec.gpu, shape)
     pricing = LaunchPricing(core, timer, gpu, full_graphs=not spec.engine_args.get("enforce_eager", False))
-    costs = _host_costs(spec)
     model_folder = write_model_folder(spec, work_dir / "model")
-    meter = HostMeter(core, costs)
+    meter = HostMeter(core)
     pricing.own_time = meter.excluded
     replica = VllmReplica(_template_spec(spec), model_folder, pricing, meter)
     return WarmEngine(replica, core, meter, pricing)
@@ -89,6 +90,7 @@ def prepare(warm: WarmEngine, spec: DeploymentSpec) -> None:
 
     assert isinstance(warm.replica, VllmReplica)
     apply_limits(warm.replica, Limits(**_limits(spec)))
+    warm.meter.set_costs(_host_costs(spec))
 
 
 def _limits(spec: DeploymentSpec) -> dict[str, int]:
