@@ -94,8 +94,6 @@ class MeasuredRun:
         content = self.description
         if content["engine"] != "vllm":
             raise Unsupported(f"engine {content['engine']}: only vllm is emulated so far")
-        if (stages := content["pipeline_parallel_size"]) > 1:
-            raise Unsupported(f"pipeline_parallel_size={stages}: only 1 is emulated so far")
         arguments = {
             name: value
             for name, value in content["engine_args"].items()
@@ -109,6 +107,7 @@ class MeasuredRun:
             gpu=content["gpu"],
             host=host,
             tensor_parallel_size=content["tensor_parallel_size"],
+            pipeline_parallel_size=content["pipeline_parallel_size"],
             engine_args=arguments,
         )
 

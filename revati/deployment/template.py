@@ -172,9 +172,10 @@ def _requests_table(records: list[RequestRecord], workload: Workload) -> pa.Tabl
 
 
 def _phases_table(records: list[PhaseRecord], start_ns: int) -> pa.Table:
-    """The engine core's timeline: one row a phase, µs of virtual time from the run's start."""
+    """The engine's timeline: one row a phase on a virtual core, µs of virtual time from the run's start."""
     return pa.table(
         {
+            "core": [record.core for record in records],
             "phase": [record.phase for record in records],
             "begin_us": np.array([record.begin_ns - start_ns for record in records]) / 1e3,
             "end_us": np.array([record.end_ns - start_ns for record in records]) / 1e3,

@@ -89,6 +89,8 @@ class NativeCore:
         lib.revati_phase_begin.argtypes = [ctypes.c_int, ctypes.c_int64]
         lib.revati_set_gaps.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
         lib.revati_set_attention.argtypes = [ctypes.c_int64] * 2 + [ctypes.c_int] * 2 + [ctypes.c_float] * 2
+        lib.revati_stream_time.argtypes, lib.revati_stream_time.restype = [ctypes.c_void_p], ctypes.c_int64
+        lib.revati_stream_wait.argtypes = [ctypes.c_void_p, ctypes.c_int64]
         lib.revati_set_power_limit.argtypes = [ctypes.c_double] * 3 + [ctypes.c_int64]
         self._resolver: object = None
         self.now_ns: Callable[[], int] = lib.revati_clock_now
@@ -96,6 +98,9 @@ class NativeCore:
         self.advance_ns: Callable[[int], None] = lib.revati_clock_advance
         self.phase_begin: Callable[[int, int], None] = lib.revati_phase_begin
         self.phase_end: Callable[[int], None] = lib.revati_phase_end
+        # Of a CUDA stream, by its handle: when all that was submitted is complete; wait for a moment [ns].
+        self.stream_time: Callable[[int], int] = lib.revati_stream_time
+        self.stream_wait: Callable[[int, int], None] = lib.revati_stream_wait
         self.set_attention: Callable[[int, int, int, int, float, float], None] = lib.revati_set_attention
         self.set_power_limit: Callable[[float, float, float, int], None] = lib.revati_set_power_limit
         self.set_gaps: Callable[[int, int, int], None] = lib.revati_set_gaps

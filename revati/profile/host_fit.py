@@ -381,9 +381,9 @@ Factors = dict[str, dict[str, dict[int, float]]]
 def tensor_parallel_factors(runs: list[Run], phases: Phases) -> Factors:
     """Costs of tensor-parallel engines relative to what the table says for one GPU: phase → kind → ranks.
 
-    Workers have processes of their own there. `execute` is the core's dispatch, the slowest rank's
-    execute_model and the pause after it, `sample` the slowest rank's sample_tokens; `schedule` and
-    `update` run in a core that has its caches to itself. The slowdown of these runs counts as 1. Above
+    Workers have processes of their own there. `execute` is the slowest rank's execute_model and the pause
+    after it, `sample` the slowest rank's sample_tokens; `schedule` and `update` run in a core that has its
+    caches to itself. The slowdown of these runs counts as 1. Above
     the measured numbers of ranks the last doubling is repeated once.
     """
     factors: Factors = {}
@@ -412,7 +412,6 @@ def rank_ratios(run: Run, phases: Phases) -> dict[tuple[str, str], float]:
     sampling = np.stack([r["sample_end_s"] - r["sample_begin_s"] for r in ranks]).max(axis=0)
     execute = (end - begin).max(axis=0) + ranks[0]["sample_begin_s"] - ranks[0]["execute_end_s"]
     s = run.steps
-    execute += float(np.nanmedian(s["sample_end_s"] - s["schedule_end_s"]))
     core_kind = np.where(s["prefill_requests"] > 0, "prefill", "full")
     core_kind[(s["scheduled_tokens"] == 0) | (s["scheduled_tokens"] > largest_graph)] = ""
 
@@ -434,6 +433,40 @@ def rank_ratios(run: Run, phases: Phases) -> dict[tuple[str, str], float]:
     return ratios
 
 
+def worker_messages(runs: list[Run]) -> Phases:
+    """What it takes to hand steps to workers in processes of their own.
+
+    ``dispatch`` and ``dispatch_sample`` occupy the core; ``worker_ipc`` is the way to the worker, where only
+    a worker that waits for the message shows it. The slowdown of these runs counts as 1.
+    """
+    costs: dict[str, list[Array]] = {"dispatch": [], "dispatch_sample": [], "worker_ipc": []}
+    features: list[Array] = []
+    for run in runs:
+        s = run.steps
+        use = s["scheduled_tokens"] > 0
+        worker = pq.read_table(run.folder / "worker_0.parquet")
+        begins, ends = (worker[f"{name}_s"].to_numpy() for name in ("execute_begin", "sample_end"))
+        features.append(step_features(run, updated=False)[use])
+        costs["dispatch"].append((s["execute_end_s"] - s["schedule_end_s"])[use])
+        costs["dispatch_sample"].append((s["sample_end_s"] - s["execute_end_s"])[use])
+        after = np.minimum(np.searchsorted(begins, s["execute_begin_s"]), len(begins) - 1)
+        waiting = use & (after > 0) & (ends[after - 1] < s["execute_begin_s"])
+        costs["worker_ipc"].append((begins[after] - s["execute_end_s"])[waiting])
+    result: Phases = {}
+    for phase, parts in costs.items():
+        cost_us = np.concatenate(parts) * 1e6 if parts else np.zeros(0)
+        if phase == "worker_ipc":
+            terms = {"base_us": float(np.median(cost_us[cost_us > 0]))} if len(cost_us) else {}
+        else:
+            batch = np.concatenate(features) if features else np.zeros((0, 5))
+            fitted = least_absolute_relative(batch[:, [0, 1, 2]], cost_us) if len(cost_us) else ()
+            terms = dict(zip(TERMS, map(float, fitted), strict=False))
+        if terms:
+            entry = {name: round(value, 4) for name, value in terms.items() if value > 0}
+            result[phase] = {"any": entry | {"samples": len(cost_us)}}
+    return result
+
+
 def predicted(entry: dict[str, float], features: Array) -> Array:
     """A fitted phase's cost in µs at slowdown 1 for features (n, 6) in the order of TERMS."""
     result: Array = features @ np.array([entry.get(term, 0.0) for term in TERMS])
@@ -443,7 +476,7 @@ def predicted(entry: dict[str, float], features: Array) -> Array:
 def make_table(runs: list[Run], ranked: list[Run], reference: list[Run], name: str) -> dict[str, Any]:
     """Build the table that `HostTable` reads, from single-GPU runs and tensor-parallel ones."""
     set_slowdowns(runs, reference)
-    phases = fit(collect(runs)) | fit(message_samples(runs))
+    phases = fit(collect(runs)) | fit(message_samples(runs)) | worker_messages(ranked)
     wait, waits = waits_us(runs)
     for entry in phases["wake"].values():
         entry["latency_us"] = round(wait, 1)

@@ -134,6 +134,11 @@ class LaunchPricing:
         cost.power_w, cost.clock_sensitivity = self._gpu.power.gemm(*shares)
         return estimate
 
+    def transfer_ns(self, nbytes: int) -> int:
+        """Duration of sending so many bytes from one GPU to another."""
+        with self.own_time():
+            return int(self._timer.collective("send_recv", nbytes, 2, "nccl").duration_us * 1e3)
+
     def _collective(self, key: LaunchKey, cost: Cost) -> Estimate:
         return self._timer.collective(key.name.decode(), key.bytes, key.ranks, "nccl")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -62,8 +63,6 @@ def template_key(spec: DeploymentSpec) -> str:
 def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     from revati.engines.vllm.replica import VllmReplica
 
-    if spec.pipeline_parallel_size > 1:
-        raise InfeasibleError("pipeline parallelism is not emulated yet; pipeline_parallel_size must be 1")
     gpu = load_gpu(spec.gpu)
     core = NativeCore()
     core.configure(gpu.to_environment(spec.tensor_parallel_size * spec.pipeline_parallel_size))
@@ -73,7 +72,7 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     model_folder = write_model_folder(spec, work_dir / "model")
     meter = HostMeter(core)
     pricing.own_time = meter.excluded
-    replica = VllmReplica(_template_spec(spec), model_folder, pricing, meter)
+    replica = VllmReplica(_template_spec(spec), model_folder, core, pricing, meter)
     return WarmEngine(replica, core, meter, pricing)
 
 
@@ -119,7 +118,6 @@ def _host_costs(spec: DeploymentSpec) -> HostCosts:
     if spec.host.mode == "free":
         return FreeHost()
     table = HostTable.load(spec.host.name)
-    costs = TableHost(
-        table, spec.model.num_hidden_layers // spec.pipeline_parallel_size, spec.tensor_parallel_size
-    )
+    layers = math.ceil(spec.model.num_hidden_layers / spec.pipeline_parallel_size)
+    costs = TableHost(table, layers, spec.tensor_parallel_size, spec.pipeline_parallel_size)
     return MeasuredHost(costs, table.cpu_factor(probe_ns())) if spec.host.mode == "measured" else costs

@@ -220,6 +220,16 @@ REVATI_API void revati_set_resolver(void (*callback)(const LaunchKey *, Cost *))
   resolver = callback;
   costs.clear();
 }
+// Streams that wait for something outside this process's launches, such as a peer's send.
+REVATI_API int64_t revati_stream_time(void *stream) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  return stream_of(stream)->tail;
+}
+REVATI_API void revati_stream_wait(void *stream, int64_t ns) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  Stream *waiting = stream_of(stream);
+  waiting->tail = std::max<ns_t>(waiting->tail, ns);
+}
 REVATI_API void revati_set_gaps(int64_t stream_ns, int64_t graph_ns, int queue_depth) {
   stream_gap_ns = stream_ns;
   graph_gap_ns = graph_ns;
