@@ -26,7 +26,7 @@ from revati.profile.truth.cases import CaseError, Cases, EngineRuns
 from revati.profile.truth.run import GPU_STATE, measure
 
 LEAST_USEFUL_S = 90.0  # with less time left, no engine would be ready before the deadline
-GRACE_S = 25.0  # for an engine that is still running after the deadline
+GRACE_S = 15.0  # for an engine that is still running after the deadline
 POLL_S = 0.5
 GPU_EVERY_S = 10.0
 
