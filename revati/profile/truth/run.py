@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from revati.compact import write_compact
 from revati.deployment.metrics import summarize
 from revati.engines.vllm.step_log import TIME_COLUMNS
 from revati.profile.host_calibration import (
@@ -42,7 +43,6 @@ GPU_STATE = "index,clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_event_
 DRAIN_S = 12.0  # how long after its last arrival a workload may run
 BEAT_S = 0.02
 STALL_S = 0.3  # a pause of the client's event loop that tails should not be judged by
-INT_LISTS = ("token_times_us",)
 
 
 async def measure(
@@ -115,13 +115,13 @@ async def measure_run(client: Client, workload: Workload, folder: Path) -> None:
     await engine.collective_rpc("write_worker_log", args=(str(folder / "logs"),))
     frontend_log.write(str(folder / "logs"))
     start_s = client.outcomes[0].arrival_s - requests[0].arrival_s
-    write_table(requests_table(client.outcomes, start_s), folder / "requests.parquet")
-    write_table(
+    write_compact(requests_table(client.outcomes, start_s), folder / "requests.parquet")
+    write_compact(
         from_start(pq.read_table(folder / "logs" / "steps.parquet"), start_s), folder / "steps.parquet"
     )
     (folder / "logs" / "steps.parquet").unlink()
     for path in (folder / "logs").glob("*.parquet"):
-        write_table(pq.read_table(path), path)
+        write_compact(pq.read_table(path), path)
     state = {
         "start_monotonic_s": start_s,
         "client_longest_pause_s": pause_s,
@@ -189,19 +189,6 @@ def from_start(steps: pa.Table, start_s: float) -> pa.Table:
         times = np.asarray(steps[name]) - start_s
         steps = steps.set_column(steps.column_names.index(name), name, pa.array(times))
     return steps.filter(pa.array(np.asarray(steps["step_end_s"]) > 0))
-
-
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write a table small: token times as differences, the rest compressed."""
-    lists = [name for name in INT_LISTS if name in table.column_names]
-    pq.write_table(
-        table,
-        path,
-        compression="zstd",
-        compression_level=15,
-        use_dictionary=[name for name in table.column_names if name not in lists],
-        column_encoding={f"{name}.list.element": "DELTA_BINARY_PACKED" for name in lists} or None,
-    )
 
 
 def write_description(
