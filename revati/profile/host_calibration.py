@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import gc
 import json
+import math
 import os
 import platform
 import random
@@ -20,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Coroutine
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -31,6 +33,7 @@ import pyarrow.parquet as pq
 now = time.monotonic
 
 PLUGINS = ("revati_step_log", "revati_worker_log", "revati_frontend_log")
+INSTALL_HINT = "install Revati first (pip install -e .)"
 DECODE_BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 640, 1024)
 PREFILL_TOKENS = (16, 32, 64, 128, 192, 256, 384, 500, 520, 768, 1024, 1536, 2048, 3072, 4000)
 SCENE_DECODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -86,6 +89,11 @@ class Outcome:
     prompt_tokens: int
     output_tokens: int
     token_times_s: list[float]
+    # The engine core's own statistics
+    queued_s: float = math.nan
+    scheduled_s: float = math.nan
+    engine_first_token_s: float = math.nan
+    engine_last_token_s: float = math.nan
 
 
 def segments(brief: bool, seed: int = 7) -> list[tuple[str, list[Request]]]:
@@ -171,32 +179,53 @@ class Client:
         async for output in self.engine.generate({"prompt_token_ids": prompt}, params, name):
             at = now()
             outcome.token_times_s.extend([at] * len(output.outputs[0].token_ids))
+        outcome.queued_s, outcome.scheduled_s = output.metrics.queued_ts, output.metrics.scheduled_ts
+        outcome.engine_first_token_s = output.metrics.first_token_ts
+        outcome.engine_last_token_s = output.metrics.last_token_ts
 
 
-async def run_engine(case: EngineCase, out: Path, models: Path) -> None:
-    """Start one engine, drive it through all segments and scenes, write everything below `out`."""
+def start_engine(
+    name: str, folder: Path, engine_args: dict[str, Any], extension: str = ""
+) -> tuple[Any, Any, float]:
+    """Start an AsyncLLM with its engine core in a process of its own and weights of no meaning.
+
+    Args:
+        folder: holds the model's config.json
+        extension: class that the workers get as an extension, none if empty
+
+    Returns: the engine, its resolved configuration, and how many seconds the start took.
+    """
     from vllm import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from revati.engines.vllm import frontend_log
-
     begin = now()
     arguments = AsyncEngineArgs(
-        model=str(write_model(case, models)),
+        model=str(folder),
         skip_tokenizer_init=True,
         load_format="dummy",
-        worker_extension_cls="revati.profile.scenes.SceneRecorder",
-        **case.engine_args,
+        worker_extension_cls=extension,
+        **engine_args,
     )
     config = arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
     engine = AsyncLLM.from_vllm_config(config, usage_context=UsageContext.OPENAI_API_SERVER)
     start_s = now() - begin
-    print(f"[{case.name}] started in {start_s:.1f} s", flush=True)
+    print(f"[{name}] started in {start_s:.1f} s", flush=True)
+    return engine, config, start_s
+
+
+async def run_engine(case: EngineCase, out: Path, models: Path) -> None:
+    """Start one engine, drive it through all segments and scenes, write everything below `out`."""
+    from revati.engines.vllm import frontend_log
+
+    engine, config, start_s = start_engine(
+        case.name, write_model(case, models), case.engine_args, "revati.profile.scenes.SceneRecorder"
+    )
     client = Client(engine, int(config.model_config.get_vocab_size()))
     core = engine.engine_core
     out.mkdir(parents=True, exist_ok=True)
-    describe(case, config, start_s, out)
+    description = {"case": asdict(case)} | describe(config, start_s)
+    (out / "run.json").write_text(json.dumps(description, indent=1, default=str))
     # Warm-up: first prefills and decodes allocate and compile what later ones reuse.
     await client.segment("warmup", [Request(0.05 * i, 30 * i + 8, 8) for i in range(24)])
     await core.call_utility_async("clear_step_log")
@@ -260,14 +289,13 @@ async def trace_decode(
     await engine.reset_prefix_cache()
 
 
-def describe(case: EngineCase, config: Any, start_s: float, out: Path) -> None:
-    """Write run.json: where and with what the engine ran."""
+def describe(config: Any, start_s: float) -> dict[str, Any]:
+    """Say where and with what an engine runs."""
     import torch
     import vllm
 
     cache, scheduler = config.cache_config, config.scheduler_config
-    description = {
-        "case": asdict(case),
+    return {
         "engine": "vllm",
         "engine_version": vllm.__version__,
         "torch": torch.__version__,
@@ -287,12 +315,14 @@ def describe(case: EngineCase, config: Any, start_s: float, out: Path) -> None:
             "async_scheduling": scheduler.async_scheduling,
             "num_gpu_blocks": cache.num_gpu_blocks,
             "block_size": cache.block_size,
+            "enable_prefix_caching": cache.enable_prefix_caching,
+            "policy": scheduler.policy,
+            "enable_chunked_prefill": scheduler.enable_chunked_prefill,
             "gpu_memory_utilization": cache.gpu_memory_utilization,
             "cudagraph_mode": str(config.compilation_config.cudagraph_mode),
             "cudagraph_capture_sizes": config.compilation_config.cudagraph_capture_sizes,
         },
     }
-    (out / "run.json").write_text(json.dumps(description, indent=1, default=str))
 
 
 def cpu_name() -> str:
@@ -359,13 +389,16 @@ def convert_scenes(folder: Path) -> None:
         )
 
 
+def missing_plugins() -> list[str]:
+    """The logging plug-ins that engines started here would not find."""
+    plugins = entry_points(group="vllm.general_plugins").names
+    return [name for name in PLUGINS if name not in plugins]
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run each engine in a process of its own; a failing one doesn't stop the others."""
-    plugins = entry_points(group="vllm.general_plugins").names
-    if missing := [name for name in PLUGINS if name not in plugins]:
-        print(
-            f"no vLLM plug-in {', '.join(missing)}: install Revati first (pip install -e .)", file=sys.stderr
-        )
+    if missing := missing_plugins():
+        print(f"no vLLM plug-in {', '.join(missing)}: {INSTALL_HINT}", file=sys.stderr)
         return 2
     failed = []
     for name in arguments.engine:
@@ -377,13 +410,19 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def run_loop(main: Coroutine[Any, Any, object]) -> None:
+    """Run a coroutine on the event loop that vLLM's server uses."""
+    try:
+        from uvloop import run as run_uvloop
+    except ImportError:
+        asyncio.run(main)
+    else:
+        run_uvloop(main)
+
+
 def run_one(arguments: argparse.Namespace) -> int:
     """Run one engine in this process."""
     case, out = CASES[arguments.name], arguments.out / arguments.name
-    try:
-        from uvloop import run as run_loop
-    except ImportError:
-        run_loop = asyncio.run  # type: ignore[assignment]
     run_loop(run_engine(case, out, arguments.out / "models"))
     if case.scenes:
         convert_scenes(out / "scenes")
