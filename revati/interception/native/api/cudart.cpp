@@ -158,7 +158,9 @@ REVATI_API const char *cudaGetErrorString(int e) {
 }
 
 // ---- memory ----
+// Changing the device's memory map waits for the work on it (seen in traces of engines).
 REVATI_API int cudaMalloc(void **pointer, size_t bytes) {
+  synchronize_device(current_device());
   *pointer = device_alloc(bytes, current_device());
   return *pointer ? kSuccess : report(kOutOfMemory);
 }
