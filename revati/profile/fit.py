@@ -17,7 +17,7 @@ from sklearn.model_selection import KFold, LeaveOneGroupOut, cross_val_predict
 
 from revati import paths
 from revati.timing import db
-from revati.timing.attention_features import FEATURES, Heads, features
+from revati.timing.attention_features import FEATURES, Batch, Heads, features
 from revati.timing.gpu import GpuLimits, load_limits
 from revati.timing.trees import Trees
 
@@ -34,8 +34,10 @@ def samples(
     x = np.array(
         [
             features(
-                np.array(row["query_lens"], dtype=np.int64),
-                np.array(row["context_lens"], dtype=np.int64),
+                Batch.of(
+                    np.array(row["query_lens"], dtype=np.int64),
+                    np.array(row["context_lens"], dtype=np.int64),
+                ),
                 Heads(row["num_q_heads"], row["num_kv_heads"], row["head_dim"]),
                 row["variant"] == "graph",
                 limits,

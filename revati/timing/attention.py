@@ -18,15 +18,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from revati.timing import db
-from revati.timing.attention_features import FEATURES, Heads, features, is_graph
+from revati.timing.attention_features import FEATURES, Batch, Heads, features, is_graph
 from revati.timing.curve import MEASURED_REL_STD
-from revati.timing.estimate import Estimate, Provenance, RankShape, dtype_bytes
+from revati.timing.estimate import Estimate, Provenance, RankShape, dtype_bytes, weaker
+from revati.timing.forest import Forest
 from revati.timing.gpu import GpuLimits
+from revati.timing.in_engine import NO_EFFECT, InEngineCurve
 from revati.timing.roofline import roofline
 from revati.timing.trees import Trees
 
 UNSEEN_HEADS_REL_STD = 0.15
 GRID_REL_STD = 0.03
+KINDS = ("attention", "combine")
 
 Rows = list[dict[str, Any]]
 
@@ -96,26 +99,32 @@ class DecodeGrid:
         return _between(context, at[i - 1], at[i], us[i - 1], us[i])
 
 
-def _from_trees(kind: str, fitted: Fitted, row: NDArray[np.float64], known: bool) -> Estimate:
-    """``known``: these heads were measured, and batches at least as large as this one."""
-    duration_us = math.exp(fitted.trees.predict(row) + float(row[0]))
-    if known:
-        return Estimate(duration_us, "interpolated", fitted.rel_std, kind)
-    return Estimate(duration_us, "extrapolated", UNSEEN_HEADS_REL_STD, kind)
-
-
 def _between(x: float, low: float, high: float, below: float, above: float) -> float:
     share = (x - low) / (high - low)
     return below * (1.0 - share) + above * share
 
 
 class AttentionModel:
-    """Main and combine kernel for one rank's heads."""
+    """Main and combine kernel for one rank's heads.
 
-    def __init__(self, limits: GpuLimits, shape: RankShape, measured: pa.Table, fitted_dir: Path) -> None:
+    Args:
+        in_engine: what the batch's KV bytes do to the main kernel inside an engine (see `in_engine`).
+    """
+
+    def __init__(
+        self,
+        limits: GpuLimits,
+        shape: RankShape,
+        measured: pa.Table,
+        fitted_dir: Path,
+        in_engine: InEngineCurve = NO_EFFECT,
+    ) -> None:
         self._limits = limits
         self._shape = shape
+        self._in_engine = in_engine
         self._heads = Heads(shape.num_q_heads, shape.num_kv_heads, shape.head_dim)
+        self._pair_flops = 4.0 * shape.num_q_heads * shape.head_dim
+        self._token_bytes = 2.0 * shape.num_kv_heads * shape.head_dim * dtype_bytes(shape.dtype)
         mine = db.rows(
             measured,
             ["kind", "variant", "num_tokens", "num_reqs", "context_lens", "median_us"],
@@ -127,47 +136,69 @@ class AttentionModel:
         self._seen_heads = bool(mine)
         self._grids = {
             (kind, graph): DecodeGrid(_uniform_decodes(mine, kind, graph))
-            for kind in ("attention", "combine")
+            for kind in KINDS
             for graph in (True, False)
         }
-        self._fitted = {
-            kind: Fitted.load(fitted_dir / f"{kind}.parquet") for kind in ("attention", "combine")
-        }
+        fitted = [Fitted.load(fitted_dir / f"{kind}.parquet") for kind in KINDS]
+        self._fitted = [one for one in fitted if one is not None]
+        if len(self._fitted) == len(KINDS):
+            self._forest = Forest([one.trees for one in self._fitted], len(FEATURES))
 
     def estimate(
         self, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64], full_graphs: bool
     ) -> tuple[Estimate, Estimate]:
         """Main and combine kernel of one layer; ``context_lens`` include the query tokens."""
-        requests = len(query_lens)
-        query_tokens = int(np.add.reduce(query_lens))
-        if query_tokens <= 0 or np.add.reduce(context_lens) <= 0:  # an idle step still launches the kernels
+        batch = Batch.of(query_lens, context_lens)
+        main, combine = self._alone(batch, full_graphs)
+        factor, provenance = 1.0, main.provenance
+        decoded = batch.context_tokens if batch.decodes else int(context_lens.dot(query_lens == 1))
+        if decoded:
+            inside = self._in_engine.at(decoded * self._token_bytes) - 1.0
+            factor += decoded / batch.context_tokens * inside
+            provenance = weaker(provenance, "interpolated") if inside else provenance
+        main = Estimate(
+            main.duration_us * factor,
+            provenance,
+            main.rel_std,
+            main.kind,
+            self._pair_flops * batch.pairs,
+            self._token_bytes * batch.context_tokens,
+        )
+        return main, combine
+
+    def _alone(self, batch: Batch, full_graphs: bool) -> tuple[Estimate, Estimate]:
+        """Both kernels with nothing before or after them, as they were measured."""
+        context_lens = batch.context_lens
+        if batch.query_tokens <= 0 or batch.max_context <= 0:  # an idle step still launches the kernels
             nothing = np.zeros(1, dtype=np.int64)
             return (
                 self._roofline("attention", nothing, nothing),
                 self._roofline("combine", nothing, nothing),
             )
-        graph = is_graph(query_tokens, full_graphs)
-        if requests == query_tokens:
-            first = int(context_lens[0])
-            if requests == 1 or (context_lens == first).all():
-                main = self._grids["attention", graph].estimate(requests, first, "attention")
-                combine = self._grids["combine", graph].estimate(requests, first, "combine")
-                if main is not None and combine is not None:
-                    return main, combine
-        fitted, fitted_combine = self._fitted["attention"], self._fitted["combine"]
-        if fitted is None or fitted_combine is None:
+        graph = is_graph(batch.query_tokens, full_graphs)
+        if batch.decodes and batch.context_tokens == batch.max_context * len(context_lens):  # all equal
+            main = self._grids["attention", graph].estimate(len(context_lens), batch.max_context, "attention")
+            combine = self._grids["combine", graph].estimate(len(context_lens), batch.max_context, "combine")
+            if main is not None and combine is not None:
+                return main, combine
+        if len(self._fitted) < len(KINDS):
             return (
-                self._roofline("attention", query_lens, context_lens),
-                self._roofline("combine", query_lens, context_lens),
+                self._roofline("attention", batch.query_lens, context_lens),
+                self._roofline("combine", batch.query_lens, context_lens),
             )
-        row = features(query_lens, context_lens, self._heads, graph, self._limits)
-        within = (
-            query_tokens <= fitted.max_query_tokens and np.maximum.reduce(context_lens) <= fitted.max_context
+        row = features(batch, self._heads, graph, self._limits)
+        fitted, fitted_combine = self._fitted
+        known = (
+            self._seen_heads
+            and batch.query_tokens <= fitted.max_query_tokens
+            and batch.max_context <= fitted.max_context
         )
-        known = self._seen_heads and bool(within)
+        provenance: Provenance = "interpolated" if known else "extrapolated"
+        log_main, log_combine = self._forest.predict(row)
+        stds = (fitted.rel_std, fitted_combine.rel_std) if known else (UNSEEN_HEADS_REL_STD,) * 2
         return (
-            _from_trees("attention", fitted, row, known),
-            _from_trees("combine", fitted_combine, row, known),
+            Estimate(math.exp(log_main + row[0]), provenance, stds[0], "attention"),
+            Estimate(math.exp(log_combine + row[0]), provenance, stds[1], "combine"),
         )
 
     def _roofline(
