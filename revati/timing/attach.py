@@ -41,8 +41,12 @@ class LaunchPricing:
         # Encloses predictions inside an engine's phase: their CPU time is ours, not the engine's.
         self.own_time: Callable[[], AbstractContextManager[None]] = nullcontext
         core.set_gaps(int(source.launch_gap_us * 1e3), int(source.graph_gap_us * 1e3), gpu.launch_queue_depth)
-        power = gpu.power
-        core.set_power_limit(power.limit_w, power.idle_w, power.exponent, int(power.time_constant_ms * 1e6))
+        if (power := gpu.power) is None:
+            core.set_power_limit(0.0, 0.0, 1.0, 1)
+        else:
+            core.set_power_limit(
+                power.limit_w, power.idle_w, power.exponent, int(power.time_constant_ms * 1e6)
+            )
         core.set_resolver(self._resolve)
 
     def set_batch(self, query_lens: Sequence[int], context_lens: Sequence[int]) -> None:

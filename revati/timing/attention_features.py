@@ -93,6 +93,27 @@ class Batch(NamedTuple):
         return self.query_tokens == len(self.query_lens)
 
 
+def parts(batch: Batch) -> list[Batch]:
+    """A batch as its decodes, and as equal prompts with the work and the tokens of its prompts."""
+    query_lens, context_lens = batch.query_lens, batch.context_lens
+    decode = query_lens == 1
+    found = []
+    if decode.any():
+        found.append(Batch.of(query_lens[decode], context_lens[decode]))
+    prompts, contexts = query_lens[~decode], context_lens[~decode]
+    tokens = int(prompts.sum())
+    if tokens:
+        requests = max(1, round(tokens * tokens / float(prompts.dot(prompts))))
+        query = max(1, round(tokens / requests))
+        before = round(float(prompts.dot(contexts - prompts)) / tokens)
+        found.append(
+            Batch.of(
+                np.full(requests, query, dtype=np.int64), np.full(requests, query + before, dtype=np.int64)
+            )
+        )
+    return found
+
+
 def features(batch: Batch, heads: Heads, graph: bool, limits: GpuLimits) -> tuple[float, ...]:
     """One row in the order of ``FEATURES``."""
     query_lens, context_lens, query_tokens, context_tokens, max_context, _ = batch

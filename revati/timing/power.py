@@ -9,6 +9,8 @@ from revati.timing.estimate import Estimate
 def demand(gpu: GpuDescription, estimate: Estimate) -> tuple[float, float]:
     """(power in W at full clock, relative growth of the duration per relative growth of the clock period)."""
     model = gpu.power
+    if model is None:
+        return 0.0, 0.0
     if not estimate.flops or not estimate.duration_us:
         return model.other_w, 0.0
     flops_share = min(1.0, estimate.flops / (estimate.duration_us * gpu.bf16_tflops * 1e6))

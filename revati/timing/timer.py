@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from revati import paths
 from revati.timing import db
 from revati.timing.attention import AttentionModel
+from revati.timing.curve import EXTRAPOLATED_REL_STD
 from revati.timing.estimate import Estimate, RankShape, weaker
 from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN
 from revati.timing.gemm import GemmModel
 from revati.timing.gpu import load_limits
 from revati.timing.in_engine import NO_EFFECT, InEngineCurve
 from revati.timing.launches import Launch, LaunchModel
+from revati.timing.schema import SCALED
 from revati.timing.transfers import CollectiveModel, CopyModel
 
 # Kinds that a kernel's name and launch tell apart; the others have features of their own.
@@ -51,6 +53,7 @@ class KernelTimer:
         measured = db.read(db_dir, gpu)
         limits = load_limits(paths.conf_dir() / "gpu", gpu)
         self.shape = shape
+        self._scaled_kinds = {row["kind"] for row in db.rows(measured, ["kind"], method=SCALED)}
         self._gemm = GemmModel(limits, _gemm_points(measured))
         self._launches = LaunchModel(limits, _launches(measured))
         self._copies = CopyModel(limits, _copy_points(measured))
@@ -72,7 +75,8 @@ class KernelTimer:
     ) -> Estimate:
         """A kernel that is no GEMM, no attention and no collective."""
         blocks = math.prod(grid)
-        return self._launches.estimate(name, max(1, blocks), max(1, math.prod(block)), self.shape)
+        found = self._launches.estimate(name, max(1, blocks), max(1, math.prod(block)), self.shape)
+        return self._as_known(found)
 
     def gemm(
         self,
@@ -104,7 +108,14 @@ class KernelTimer:
 
     def copy(self, direction: str, nbytes: int) -> Estimate:
         """``direction``: h2d, d2h, d2d or memset."""
-        return self._copies.estimate(direction, nbytes)
+        return self._as_known(self._copies.estimate(direction, nbytes))
+
+    def _as_known(self, found: Estimate) -> Estimate:
+        """What rests on another GPU's measurements is extrapolated."""
+        if found.kind not in self._scaled_kinds:
+            return found
+        provenance = weaker(found.provenance, "extrapolated")
+        return replace(found, provenance=provenance, rel_std=max(found.rel_std, EXTRAPOLATED_REL_STD))
 
     def is_attention(self, name: str) -> str | None:
         """``'main'``, ``'combine'`` or None."""

@@ -10,7 +10,7 @@ import pytest
 from revati.timing.curve import Curve
 from revati.timing.families import family, without_number
 from revati.timing.forest import Forest
-from revati.timing.report import left_out_points
+from revati.timing.report import left_out_points, weighted
 from revati.timing.trees import Trees
 
 
@@ -26,14 +26,15 @@ def test_curve_never_falls_beyond_its_end() -> None:
 
 
 def test_left_out_points_of_a_line_are_exact() -> None:
-    errors = [error for _, error in left_out_points([(float(x), 3.0 + x) for x in range(1, 9)])]
-    assert len(errors) == 6
-    assert errors == pytest.approx([0.0] * 6)
+    held = left_out_points([(float(x), 3.0 + x) for x in range(1, 9)])
+    assert [(at, us) for at, _, us in held] == [(float(x), 3.0 + x) for x in range(2, 8)]
+    assert weighted(held) == pytest.approx(0.0)
 
 
 def test_left_out_points_show_a_step() -> None:
-    errors = dict(left_out_points([(1.0, 1.0), (2.0, 1.0), (3.0, 4.0), (4.0, 4.0)]))
-    assert errors[2.0] == pytest.approx(1.5)
+    held = left_out_points([(1.0, 1.0), (2.0, 1.0), (3.0, 4.0), (4.0, 4.0)])
+    assert [guess for _, guess, _ in held] == pytest.approx([2.5, 2.5])
+    assert weighted(held) == pytest.approx((1.5 + 1.5) / (1.0 + 4.0))
 
 
 def test_exported_trees_predict_what_scikit_learn_predicts(tmp_path: Path) -> None:
