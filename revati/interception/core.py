@@ -9,8 +9,6 @@ from enum import IntEnum
 
 from revati.interception.preload import CORE_LIBRARY
 
-_PROVENANCES, _FAMILIES = 8, 32  # capacities of the native counters
-
 
 class Work(IntEnum):
     """Which duration a launch has: its own, or that of the current batch's attention."""
@@ -52,8 +50,7 @@ class Cost(ctypes.Structure):
     _fields_ = [
         ("duration_ns", ctypes.c_int64),
         ("work", ctypes.c_int32),
-        ("provenance", ctypes.c_int32),
-        ("family", ctypes.c_int32),
+        ("launch", ctypes.c_int32),
         ("per_tokens", ctypes.c_int32),
         ("power_w", ctypes.c_float),
         ("clock_sensitivity", ctypes.c_float),
@@ -65,11 +62,10 @@ _Resolver = ctypes.CFUNCTYPE(None, ctypes.POINTER(LaunchKey), ctypes.POINTER(Cos
 
 @dataclass(frozen=True, slots=True)
 class GpuTime:
-    """GPU time since the last reset, by index of provenance and of kernel family."""
+    """GPU time and number of launches since the last reset, by index of distinct launch."""
 
-    ns_by_provenance: list[int]
-    launches_by_provenance: list[int]
-    ns_by_family: list[int]
+    busy_ns: list[int]
+    launches: list[int]
 
 
 class NativeCore:
@@ -120,9 +116,8 @@ class NativeCore:
         """Let the clocks that this thread reads show virtual time, going on from the present."""
         self._lib.revati_clocks_virtual(int(enable))
 
-    def gpu_time(self) -> GpuTime:
-        times = (ctypes.c_int64 * _PROVENANCES)()
-        launches = (ctypes.c_int64 * _PROVENANCES)()
-        families = (ctypes.c_int64 * _FAMILIES)()
-        self._lib.revati_gpu_time(times, launches, families)
-        return GpuTime(list(times), list(launches), list(families))
+    def gpu_time(self, size: int) -> GpuTime:
+        """Of the first ``size`` distinct launches (see ``Cost.launch``)."""
+        times, launches = (ctypes.c_int64 * size)(), (ctypes.c_int64 * size)()
+        self._lib.revati_gpu_time(times, launches, size)
+        return GpuTime(list(times), list(launches))

@@ -13,11 +13,11 @@ import numpy as np
 import sklearn
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor
-from sklearn.model_selection import KFold, LeaveOneGroupOut, cross_val_predict
+from sklearn.model_selection import GroupKFold, KFold, cross_val_predict
 
 from revati import paths
 from revati.timing import db
-from revati.timing.attention_features import FEATURES, Heads, features
+from revati.timing.attention_features import FEATURES, Batch, Heads, features
 from revati.timing.gpu import GpuLimits, load_limits
 from revati.timing.trees import Trees
 
@@ -34,8 +34,10 @@ def samples(
     x = np.array(
         [
             features(
-                np.array(row["query_lens"], dtype=np.int64),
-                np.array(row["context_lens"], dtype=np.int64),
+                Batch.of(
+                    np.array(row["query_lens"], dtype=np.int64),
+                    np.array(row["context_lens"], dtype=np.int64),
+                ),
                 Heads(row["num_q_heads"], row["num_kv_heads"], row["head_dim"]),
                 row["variant"] == "graph",
                 limits,
@@ -69,9 +71,16 @@ def held_out_errors(
         "batches": cross_val_predict(
             regressor(kind), x, target, cv=KFold(FOLDS, shuffle=True, random_state=0)
         ),
-        "head counts": cross_val_predict(regressor(kind), x, target, groups=groups, cv=LeaveOneGroupOut()),
+        "head counts": cross_val_predict(
+            regressor(kind), x, target, groups=groups, cv=GroupKFold(min(FOLDS, len(set(groups))))
+        ),
     }
     return {name: np.exp(predicted - target) - 1.0 for name, predicted in folds.items()}
+
+
+def _weighted(errors: NDArray[np.float64], log_us: NDArray[np.float64]) -> float:
+    """Mean absolute error, weighted by duration."""
+    return float(np.average(np.abs(errors), weights=np.exp(log_us)))
 
 
 def export(model: HistGradientBoostingRegressor) -> Trees:
@@ -94,15 +103,23 @@ def export(model: HistGradientBoostingRegressor) -> Trees:
     )
 
 
-def fit(db_dir: Path, gpu: str) -> None:
+def fit(
+    db_dir: Path, gpu: str, kinds: tuple[str, ...] = ("attention", "combine"), equal_requests: bool = False
+) -> None:
+    """Fit a GPU's trees and write them beside its measurements.
+
+    Args:
+        equal_requests: the rows are of batches of equal requests, with the reduction over splits included.
+    """
     rows = db.read(db_dir, gpu).to_pylist()
     limits = load_limits(paths.conf_dir() / "gpu", gpu)
-    for kind in ("attention", "combine"):
+    for kind in kinds:
         x, y, groups = samples(rows, kind, limits)
         errors = held_out_errors(kind, x, y, groups)
         trees = export(regressor(kind).fit(x, y - x[:, 0]))
         held_out = [
-            f"{name}: median {np.median(np.abs(error)):.1%}, p90 {np.percentile(np.abs(error), 90):.1%}, "
+            f"{name}: weighted mean {_weighted(error, y):.1%}, "
+            f"median {np.median(np.abs(error)):.1%}, p90 {np.percentile(np.abs(error), 90):.1%}, "
             f"bias {np.mean(error):+.1%}"
             for name, error in errors.items()
         ]
@@ -113,6 +130,8 @@ def fit(db_dir: Path, gpu: str) -> None:
             "max_query_tokens": str(round(np.exp(x[:, FEATURES.index("log_query_tokens")].max()))),
             "max_context": str(max(max(r["context_lens"]) for r in rows if r["kind"] == kind)),
             "rows": str(len(y)),
+            "equal_requests": str(equal_requests),
+            "weighted_error": f"{_weighted(errors['batches'], y):.4f}",
             "scikit-learn": sklearn.__version__,
         }
         trees.save(db.partition(db_dir, gpu) / "fitted" / f"{kind}.parquet", facts)

@@ -107,7 +107,12 @@ def run_sweep(config: DictConfig, folder: Path, overrides: list[str], runner: st
             on_engine=progress.engine,
         )
         setup = TrialSetup(
-            runner, folder / output.WORKLOAD, sweep.workload.name, sweep.objective.request_slo, folder
+            runner,
+            sweep.problem.gpu,
+            folder / output.WORKLOAD,
+            sweep.workload.name,
+            sweep.objective.request_slo,
+            folder,
         )
         started = time.monotonic()
         interrupted = False

@@ -33,7 +33,7 @@ class TrialResult:
 
 
 class TemplateServer:
-    def __init__(self, log_dir: Path) -> None:
+    def __init__(self, log_dir: Path, gpu: str) -> None:
         self.log_dir = log_dir
         self.socket_path = log_dir / "socket"
 
@@ -65,7 +65,12 @@ class TemplateClient:
         return TrialResult(
             "ok",
             kv_cache_blocks=8449,
-            provenance={"gpu_time_share_measured": 0.75, "gpu_time_share_roofline": 0.25},
+            provenance={
+                "gpu_time_share_measured": 0.75,
+                "gpu_time_share_roofline": 0.25,
+                "gpu_time_rel_std": 0.14,
+                "unseen_kernels": 3,
+            },
             wall_s=0.1,
             requests_path=path,
         )

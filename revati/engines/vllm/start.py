@@ -14,11 +14,10 @@ from revati.engines.vllm.settings import DEPLOYMENT_ENVIRONMENT, EMULATION_ENVIR
 from revati.engines.warm import WarmEngine
 from revati.interception.core import NativeCore
 from revati.interception.gpu import load_gpu
-from revati.paths import kernel_db_dir
 from revati.spec import DeploymentSpec, HostSpec, ModelShape
 from revati.timing.attach import LaunchPricing
 from revati.timing.estimate import RankShape
-from revati.timing.timer import KernelTimer
+from revati.timing.source import source
 from revati.virtual_time.host import FreeHost, HostCosts, HostMeter, MeasuredHost, TableHost
 from revati.virtual_time.host_table import HostTable
 from revati.virtual_time.speed import probe_ns
@@ -67,8 +66,8 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     core = NativeCore()
     core.configure(gpu.to_environment(spec.tensor_parallel_size * spec.pipeline_parallel_size))
     shape = _rank_shape(spec.model, spec.tensor_parallel_size)
-    timer = KernelTimer(kernel_db_dir(), spec.gpu, shape)
-    pricing = LaunchPricing(core, timer, gpu, full_graphs=not spec.engine_args.get("enforce_eager", False))
+    timings = source(spec.timing_source).open(spec.gpu, shape)
+    pricing = LaunchPricing(core, timings, gpu, full_graphs=not spec.engine_args.get("enforce_eager", False))
     model_folder = write_model_folder(spec, work_dir / "model")
     meter = HostMeter(core)
     pricing.own_time = meter.excluded
