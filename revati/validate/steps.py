@@ -25,15 +25,18 @@ LARGEST_GRAPH = 512  # of vLLM's default capture sizes, where a run doesn't say
 SHORTEST_WAIT_US = 300.0  # a shorter one may have ended before the engine looked
 LONGEST_GAP_US = 2000.0  # between steps of a busy engine
 LEAST_STEPS = 5
+ENGINE_CORE = "engine_core"  # the virtual core whose phases a measured log tells of
+DISPATCHED = {"execute": "dispatch", "sample": "dispatch_sample"}  # where workers are on cores of their own
 
 INTRODUCTION = """\
 # Engine steps, emulated against measured
 
 Means in µs over all steps of a kind and size class, and the emulation's error in percent; every case counts
-as often as it was measured. *Host*: schedule, execute, sample and update of the engine core, unless workers
-execute and sample in processes of their own. *GPU*: time between the completions of two steps that ran back
-to back on the GPU, so only of steps that the engine waited for. *Period*: from one scheduling to the next
-without idle time. Sizes: requests for full graphs, scheduled tokens for the other kinds."""
+as often as it was measured. *Host*: schedule, execute, sample and update of the engine core; where workers
+are processes of their own, it only dispatches to them instead of executing and sampling. *GPU*: time between
+the completions of two steps that ran back to back on the GPU, so only of steps that the engine waited for.
+*Period*: from one scheduling to the next without idle time. Sizes: requests for full graphs, scheduled tokens
+for the other kinds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +58,6 @@ class Steps:
             np.concatenate([part.size for part in parts]),
             {name: np.concatenate([part.cost_us[name] for part in parts]) for name in COSTS},
         )
-
-    def without(self, *names: str) -> Steps:
-        """These steps with some costs unknown."""
-        unknown = np.full(len(self.kind), np.nan)
-        return Steps(self.kind, self.size, {**self.cost_us, **dict.fromkeys(names, unknown)})
 
     def of(self, kind: str, low: int, high: int) -> dict[str, Array]:
         """Costs of the steps of a kind with low < size ≤ high."""
@@ -92,6 +90,8 @@ def measured_steps(log: pa.Table, *, eager: bool, largest_graph: int = LARGEST_G
 
 def emulated_steps(phases: pa.Table) -> Steps:
     """Steps of an emulated run from its phases.parquet (one row a phase, µs)."""
+    if "core" in phases.column_names:
+        phases = phases.filter(pa.array(np.asarray(phases["core"]) == ENGINE_CORE))
     names = np.asarray(phases["phase"])
     begin, end = np.asarray(phases["begin_us"]), np.asarray(phases["end_us"])
     first = np.flatnonzero(names == "schedule")  # a step begins where it is scheduled
@@ -119,7 +119,7 @@ def emulated_steps(phases: pa.Table) -> Steps:
     steps = _with_periods(
         shapes["kind"].astype(np.str_),
         np.where(shapes["kind"] == "full", shapes["requests"], tokens),
-        {name: per_step([name]) for name in PHASES},
+        {name: per_step([name, DISPATCHED.get(name, name)]) for name in PHASES},
         per_step(["wait", "wake", "collect"]),
         begin[first],
         moment("update", begin),
@@ -172,8 +172,6 @@ def write_steps(cases: Iterable[Case], trials: Path, path: Path) -> None:
                 eager=bool(arguments.get("enforce_eager")),
                 largest_graph=max(sizes),
             )
-            if case.num_gpus > 1:  # the log is the core's, which only sends messages to its workers
-                steps = steps.without("execute", "sample")
             measured.setdefault(name, []).append(steps)
         emulated.setdefault(name, []).extend([emulated_steps(pq.read_table(timeline))] * len(logged))
     parts = [INTRODUCTION]
