@@ -39,8 +39,9 @@ def summary(cases: Sequence[Case], predictions: Predictions) -> str:
     skipped = [f"- {case.name}: {emulated[case.name].skipped}" for case in cases if case not in done]
     if skipped:
         parts += ["Not emulated:", "\n".join(skipped)]
-    if ranked := rankings(cases, emulated):
-        parts += ["## Ranking", RANKING_NOTE, _rankings(ranked)]
+    ranked = {predictor: rankings(cases, by_case) for predictor, by_case in predictions.items()}
+    if ranked[EMULATED]:
+        parts += ["## Ranking", RANKING_NOTE, _ranking_totals(ranked), _rankings(ranked[EMULATED])]
     for predictor, by_case in predictions.items():
         if predictor != EMULATED:
             known = [case for case in cases if case.name in by_case and not by_case[case.name].skipped]
@@ -113,9 +114,24 @@ def _by_case(cases: Sequence[Case], predictions: Mapping[str, Prediction]) -> st
     return table(["case", *(column.title for column in COLUMNS), "repeats"], rows)
 
 
+def _ranking_totals(ranked: Mapping[str, Sequence[Sequence[Ranking]]]) -> str:
+    rows = []
+    for predictor, groups in ranked.items():
+        if all_of_it := [ranking for group in groups for ranking in group]:
+            taus = [ranking.tau for ranking in all_of_it]
+            concordant, decided = (
+                sum(getattr(r, name) for r in all_of_it) for name in ("concordant", "decided")
+            )
+            worst = max(ranking.regret_pct for ranking in all_of_it)
+            regret = _mean([ranking.regret_pct for ranking in all_of_it])
+            cells = (number(_mean(taus), 2), f"{concordant} of {decided}", number(regret), number(worst))
+            rows.append([predictor, str(len(all_of_it)), *cells])
+    header = ["predictor", "rankings", "mean τ", "decided pairs right", "mean regret %", "worst regret %"]
+    return table(header, rows)
+
+
 def _rankings(ranked: Sequence[Sequence[Ranking]]) -> str:
     titles = {column.metric: column.title for column in COLUMNS}
-    pairs = [ranking for group in ranked for ranking in group]
     rows = [
         [
             ", ".join(ranking.cases),
@@ -125,13 +141,18 @@ def _rankings(ranked: Sequence[Sequence[Ranking]]) -> str:
             ranking.picked,
             number(ranking.regret_pct),
         ]
-        for ranking in pairs
+        for group in ranked
+        for ranking in group
     ]
-    total = f"{sum(r.concordant for r in pairs)} of {sum(r.decided for r in pairs)}"
-    taus = [ranking.tau for ranking in pairs if not math.isnan(ranking.tau)]
-    worst = max(ranking.regret_pct for ranking in pairs)
-    rows.append(["**all**", "", f"mean {number(_mean(taus), 2)}", total, "", f"worst {number(worst)}"])
-    return table(["configurations", "metric", "Kendall's τ", "pairs right", "picked", "regret %"], rows)
+    header = [
+        "configurations",
+        "metric",
+        "Kendall's τ",
+        "decided pairs right",
+        "picked by emulation",
+        "regret %",
+    ]
+    return table(header, rows)
 
 
 def _inside(cases: Sequence[Case], predictions: Mapping[str, Prediction], column: Column) -> str:

@@ -1,7 +1,7 @@
 """Baseline: what NVIDIA's aiconfigurator estimates for the measured cases.
 
-    uv run --no-project --python 3.11 --with-requirements validation/baselines/aiconfigurator.txt \
-        env PYTHONPATH=. python validation/baselines/aiconfigurator_estimate.py [DIR ...]
+    just baselines, or in an environment with aiconfigurator.txt:
+    PYTHONPATH=. python validation/baselines/aiconfigurator_estimate.py [DIR ...]
 
 Through its documented `cli_estimate`, with its newest database for vLLM on the GPU. It takes mean lengths and
 a batch size, so that it can know neither arrivals nor a distribution:
