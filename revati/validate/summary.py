@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from revati.validate.errors import chance_inside, error_pct, is_inside, summed_up
 from revati.validate.markdown import number, table
-from revati.validate.metrics import COLUMNS, Column
+from revati.validate.metrics import COLUMNS, KV_METRIC, Column
 from revati.validate.predictions import EMULATED, Prediction, Predictions
 from revati.validate.ranking import Ranking, rankings
 from revati.validate.runs import Case
@@ -33,7 +33,7 @@ def summary(cases: Sequence[Case], predictions: Predictions) -> str:
     emulated = predictions[EMULATED]
     settings = sorted({prediction.setting for prediction in emulated.values()} - {""})
     parts = [INTRODUCTION, f"Emulation: {'; '.join(settings)}."] if settings else [INTRODUCTION]
-    parts += ["## All cases", _totals(cases, predictions)]
+    parts += ["## All cases", _totals(cases, predictions), _spread(cases, emulated)]
     done = [case for case in cases if not emulated[case.name].skipped]
     parts += ["## Errors of the emulation by case", CASE_NOTE, _by_case(done, emulated)]
     skipped = [f"- {case.name}: {emulated[case.name].skipped}" for case in cases if case not in done]
@@ -153,6 +153,25 @@ def _rankings(ranked: Sequence[Sequence[Ranking]]) -> str:
         "regret %",
     ]
     return table(header, rows)
+
+
+def _spread(cases: Sequence[Case], predictions: Mapping[str, Prediction]) -> str:
+    """How often the emulation lies among the repeats, over all columns but the exact KV cache."""
+    judged = [
+        (inside, chance_inside(case, column.metric))
+        for case in cases
+        for column in COLUMNS
+        if column.metric != KV_METRIC
+        if (inside := is_inside(case, predictions[case.name], column.metric)) is not None
+    ]
+    if not judged:
+        return "No case was repeated, so the noise is unknown."
+    share = 100 * _mean([float(inside) for inside, _ in judged])
+    expected = 100 * _mean([chance for _, chance in judged])
+    return (
+        f"Of {len(judged)} latencies and throughputs of repeated cases, {share:.0f} % lie between the lowest "
+        f"and the highest repeat; of one more real run, {expected:.0f} % would."
+    )
 
 
 def _inside(cases: Sequence[Case], predictions: Mapping[str, Prediction], column: Column) -> str:
