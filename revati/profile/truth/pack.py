@@ -6,7 +6,9 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -48,6 +50,8 @@ def pack(folders: Sequence[Path], out: Path) -> list[str]:
             steps = pq.read_table(log)
             columns = [name for name in STEP_COLUMNS if name in steps.column_names]
             write_compact(steps.select(columns), out / run.name / "steps.parquet")
+            if len(ranks := sorted(run.glob("logs/worker_*.parquet"))) > 1:
+                write_compact(workers(ranks), out / run.name / "workers.parquet")
         else:
             index = requests.column_names.index(TOKEN_TIMES)
             empty = pa.array([[]] * requests.num_rows, requests.schema.field(index).type)
@@ -56,6 +60,26 @@ def pack(folders: Sequence[Path], out: Path) -> list[str]:
         (out / run.name / "run.json").write_text(json.dumps(description, indent=1) + "\n")
         names.append(run.name)
     return names
+
+
+def workers(logs: Sequence[Path]) -> pa.Table:
+    """The calls of all ranks' workers in one table, µs of host time each."""
+    parts = []
+    for log in logs:
+        calls = pq.read_table(log)
+        times = {name: calls[name].to_numpy() for name in calls.column_names if name.endswith("_s")}
+        columns: dict[str, Any] = {
+            "rank": np.full(calls.num_rows, int(log.stem.rpartition("_")[2])),
+            **{
+                f"{phase}_us": (1e6 * (times[f"{phase}_end_s"] - times[f"{phase}_begin_s"])).astype(
+                    np.float32
+                )
+                for phase in ("execute", "sample")
+            },
+            **{name: calls[name] for name in ("scheduled_tokens", "scheduled_requests", "most_tokens")},
+        }
+        parts.append(pa.table(columns))
+    return pa.concat_tables(parts)
 
 
 def _order(run: Path) -> tuple[str, int]:
