@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from revati.validate.errors import chance_inside, error_pct, is_inside, summed_up
 from revati.validate.markdown import number, table
-from revati.validate.metrics import COLUMNS, KV_METRIC, Column
+from revati.validate.metrics import COLUMNS, Column
 from revati.validate.predictions import EMULATED, Prediction, Predictions
 from revati.validate.ranking import Ranking, rankings
 from revati.validate.runs import Case
@@ -83,14 +83,13 @@ def _totals(cases: Sequence[Case], predictions: Predictions) -> str:
         rows.append(means("repeated cases", repeated, emulated))
         noise = [[case.noise_pct(column.metric) for case in repeated] for column in COLUMNS]
         rows.append(["noise of repeats, same cases", *(number(_mean(values)) for values in noise)])
-        rows.append(["inside the repeats' spread", *(_inside(repeated, emulated, c) for c in COLUMNS)])
-        expected = [
-            _mean(
-                [100 * chance_inside(case, column.metric) for case in repeated if case.values(column.metric)]
-            )
-            for column in COLUMNS
+        judged = [_judged(repeated, emulated, column.metric) for column in COLUMNS]
+        inside = [
+            f"{sum(inside for inside, _ in cases)} of {len(cases)}" if cases else "–" for cases in judged
         ]
-        rows.append(["one more real run would be", *(f"{number(value, 0)} %" for value in expected)])
+        expected = [f"{sum(chance for _, chance in cases):.1f}" if cases else "–" for cases in judged]
+        rows.append(["inside the repeats' spread", *inside])
+        rows.append(["one more real run: inside", *expected])
     rows += [
         means(predictor, cases, by_case)
         for predictor, by_case in predictions.items()
@@ -156,28 +155,24 @@ def _rankings(ranked: Sequence[Sequence[Ranking]]) -> str:
 
 
 def _spread(cases: Sequence[Case], predictions: Mapping[str, Prediction]) -> str:
-    """How often the emulation lies among the repeats, over all columns but the exact KV cache."""
-    judged = [
-        (inside, chance_inside(case, column.metric))
-        for case in cases
-        for column in COLUMNS
-        if column.metric != KV_METRIC
-        if (inside := is_inside(case, predictions[case.name], column.metric)) is not None
-    ]
+    """How often the emulation lies among the repeats, over all columns in which these differ."""
+    judged = [found for column in COLUMNS for found in _judged(cases, predictions, column.metric)]
     if not judged:
         return "No case was repeated, so the noise is unknown."
     share = 100 * _mean([float(inside) for inside, _ in judged])
     expected = 100 * _mean([chance for _, chance in judged])
     return (
-        f"Of {len(judged)} latencies and throughputs of repeated cases, {share:.0f} % lie between the lowest "
-        f"and the highest repeat; of one more real run, {expected:.0f} % would."
+        f"Of {len(judged)} metrics that differ between repeats, {share:.0f} % lie between the lowest and the "
+        f"highest repeat; of one more real run, {expected:.0f} % would."
     )
 
 
-def _inside(cases: Sequence[Case], predictions: Mapping[str, Prediction], column: Column) -> str:
-    judged = [is_inside(case, predictions[case.name], column.metric) for case in cases]
-    judged = [inside for inside in judged if inside is not None]
-    return f"{sum(map(bool, judged))} of {len(judged)}" if judged else "–"
+def _judged(
+    cases: Sequence[Case], predictions: Mapping[str, Prediction], metric: str
+) -> list[tuple[bool, float]]:
+    """Whether predictions lie among the repeats, and how probable that is for one more real run."""
+    judged = ((case, is_inside(case, predictions[case.name], metric)) for case in cases)
+    return [(inside, chance_inside(case, metric)) for case, inside in judged if inside is not None]
 
 
 def _limits(column: Column) -> str:
