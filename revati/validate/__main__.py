@@ -32,7 +32,7 @@ from revati.validate.errors import write_errors
 from revati.validate.options import Options
 from revati.validate.predictions import EMULATED, Emulate, Prediction, emulate_all, read_csv, stored
 from revati.validate.runs import Case, ValidationError, read_cases
-from revati.validate.steps import write_steps
+from revati.validate.steps_page import write_steps
 from revati.validate.summary import summary
 from revati.workload import Workload
 

@@ -49,10 +49,10 @@ def summed_up(cases: Iterable[Case], predictions: Mapping[str, Prediction], metr
 
 
 def is_inside(case: Case, prediction: Prediction | None, metric: str) -> bool | None:
-    """Whether a prediction lies between the lowest and the highest repeat; None without repeats."""
+    """Whether a prediction lies between the lowest and the highest repeat; None if these don't differ."""
     values = case.values(metric)
     predicted = prediction.metrics.get(metric) if prediction else None
-    if len(values) < 2 or predicted is None or math.isnan(predicted):
+    if predicted is None or math.isnan(predicted) or len(set(values)) < 2:
         return None
     return min(values) <= predicted <= max(values)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import yaml
 
@@ -216,6 +217,7 @@ def model_shape(name: str) -> ModelShape:
 
 def _digest(workload: Workload) -> str:
     content = hashlib.sha256()
-    for column in (workload.arrival_s, workload.prompt_tokens, workload.output_tokens):
+    arrival_us = np.rint(1e6 * workload.arrival_s).astype(np.int64)  # recorded on clocks of different origin
+    for column in (arrival_us, workload.prompt_tokens, workload.output_tokens):
         content.update(column.tobytes())
     return content.hexdigest()[:16]

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from revati.validate.markdown import number, table
-from revati.validate.runs import Case
 
 Array = npt.NDArray[np.float64]
 
 PHASES = ("schedule", "execute", "sample", "update")
 COSTS = (*PHASES, "wait", "gpu", "period")
+SHOWN = ("host", *PHASES, "gpu", "period")
 # Upper ends of size classes: requests of full graphs, scheduled tokens of the other kinds.
 FULL_SIZES = (1, 4, 16, 64, 128, 256, 512)
 TOKEN_SIZES = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -25,15 +23,8 @@ LARGEST_GRAPH = 512  # of vLLM's default capture sizes, where a run doesn't say
 SHORTEST_WAIT_US = 300.0  # a shorter one may have ended before the engine looked
 LONGEST_GAP_US = 2000.0  # between steps of a busy engine
 LEAST_STEPS = 5
-
-INTRODUCTION = """\
-# Engine steps, emulated against measured
-
-Means in µs over all steps of a kind and size class, and the emulation's error in percent; every case counts
-as often as it was measured. *Host*: schedule, execute, sample and update of the engine core, unless workers
-execute and sample in processes of their own. *GPU*: time between the completions of two steps that ran back
-to back on the GPU, so only of steps that the engine waited for. *Period*: from one scheduling to the next
-without idle time. Sizes: requests for full graphs, scheduled tokens for the other kinds."""
+ENGINE_CORE = "engine_core"  # the virtual core whose phases a measured log tells of
+DISPATCHED = {"execute": "dispatch", "sample": "dispatch_sample"}  # where workers are on cores of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +47,13 @@ class Steps:
             {name: np.concatenate([part.cost_us[name] for part in parts]) for name in COSTS},
         )
 
-    def without(self, *names: str) -> Steps:
-        """These steps with some costs unknown."""
-        unknown = np.full(len(self.kind), np.nan)
-        return Steps(self.kind, self.size, {**self.cost_us, **dict.fromkeys(names, unknown)})
+    def chosen(self, rows: npt.NDArray[np.bool_]) -> Steps:
+        """Some of these steps."""
+        return Steps(self.kind[rows], self.size[rows], {n: v[rows] for n, v in self.cost_us.items()})
 
-    def of(self, kind: str, low: int, high: int) -> dict[str, Array]:
+    def of(self, kind: str, low: int, high: int) -> Mapping[str, Array]:
         """Costs of the steps of a kind with low < size ≤ high."""
-        chosen = (self.kind == kind) & (self.size > low) & (self.size <= high)
-        return {name: values[chosen] for name, values in self.cost_us.items()}
+        return self.chosen((self.kind == kind) & (self.size > low) & (self.size <= high)).cost_us
 
 
 def measured_steps(log: pa.Table, *, eager: bool, largest_graph: int = LARGEST_GRAPH) -> Steps:
@@ -72,13 +61,11 @@ def measured_steps(log: pa.Table, *, eager: bool, largest_graph: int = LARGEST_G
     log = log.filter(pa.array(np.asarray(log["scheduled_tokens"]) > 0))
     columns = {name: np.asarray(log[name]) for name in log.column_names if name != "graph"}
     tokens, requests = columns["scheduled_tokens"], columns["scheduled_requests"]
-    ungraphed = "eager" if eager else "compiled"
     if "graph" in log.column_names and any(log["graph"].to_pylist()):
-        names = {"FULL": "full", "PIECEWISE": "piecewise", "NONE": ungraphed}
+        names = {"FULL": "full", "PIECEWISE": "piecewise", "NONE": "eager" if eager else "compiled"}
         kind = np.array([names[graph] for graph in log["graph"].to_pylist()])
     else:
-        graphed = np.where(columns["prefill_requests"] == 0, "full", "piecewise")
-        kind = np.where((tokens <= largest_graph) & (not eager), graphed, ungraphed)
+        kind = kinds(tokens, columns["prefill_requests"] == 0, eager=eager, largest_graph=largest_graph)
     us = {name: 1e6 * values for name, values in columns.items() if name.endswith("_s")}
     begins = ("schedule_begin_s", "execute_begin_s", "execute_end_s", "update_begin_s")
     ends = ("schedule_end_s", "execute_end_s", "sample_end_s", "update_end_s")
@@ -90,8 +77,17 @@ def measured_steps(log: pa.Table, *, eager: bool, largest_graph: int = LARGEST_G
     )
 
 
+def kinds(
+    tokens: npt.NDArray[np.int64], decodes: npt.NDArray[np.bool_], *, eager: bool, largest_graph: int
+) -> npt.NDArray[np.str_]:
+    """How vLLM runs batches of so many tokens, of decodes alone or not."""
+    graphed = np.where(decodes, "full", "piecewise")
+    return np.where((tokens <= largest_graph) & (not eager), graphed, "eager" if eager else "compiled")
+
+
 def emulated_steps(phases: pa.Table) -> Steps:
     """Steps of an emulated run from its phases.parquet (one row a phase, µs)."""
+    phases = phases.filter(pa.array(np.asarray(phases["core"]) == ENGINE_CORE))
     names = np.asarray(phases["phase"])
     begin, end = np.asarray(phases["begin_us"]), np.asarray(phases["end_us"])
     first = np.flatnonzero(names == "schedule")  # a step begins where it is scheduled
@@ -119,16 +115,13 @@ def emulated_steps(phases: pa.Table) -> Steps:
     steps = _with_periods(
         shapes["kind"].astype(np.str_),
         np.where(shapes["kind"] == "full", shapes["requests"], tokens),
-        {name: per_step([name]) for name in PHASES},
+        {name: per_step([name, DISPATCHED.get(name, name)]) for name in PHASES},
         per_step(["wait", "wake", "collect"]),
         begin[first],
         moment("update", begin),
         last_end,
     )
-    busy = steps.kind != "idle"
-    return Steps(
-        steps.kind[busy], steps.size[busy], {name: values[busy] for name, values in steps.cost_us.items()}
-    )
+    return steps.chosen(steps.kind != "idle")
 
 
 def _with_periods(
@@ -153,59 +146,29 @@ def _with_periods(
     return Steps(kind, size, {**costs, "wait": wait_us, "gpu": gpu, "period": period})
 
 
-def write_steps(cases: Iterable[Case], trials: Path, path: Path) -> None:
-    """Compare all cases that have both a step log and an emulated timeline, by model and deployment."""
-    measured: dict[str, list[Steps]] = {}
-    emulated: dict[str, list[Steps]] = {}
-    for case in cases:
-        logged = [run.folder / "steps.parquet" for run in case.runs]
-        logged = [log for log in logged if log.is_file()]
-        timeline = trials / case.name / "phases.parquet"
-        if not logged or not timeline.is_file():
-            continue
-        arguments = case.description["engine_args"]
-        name = ", ".join([case.description["model"], *(f"{key}={value}" for key, value in arguments.items())])
-        sizes = case.description["resolved"].get("cudagraph_capture_sizes") or [LARGEST_GRAPH]
-        for log in logged:
-            steps = measured_steps(
-                pq.read_table(log),
-                eager=bool(arguments.get("enforce_eager")),
-                largest_graph=max(sizes),
-            )
-            if case.num_gpus > 1:  # the log is the core's, which only sends messages to its workers
-                steps = steps.without("execute", "sample")
-            measured.setdefault(name, []).append(steps)
-        emulated.setdefault(name, []).extend([emulated_steps(pq.read_table(timeline))] * len(logged))
-    parts = [INTRODUCTION]
-    for name, logs in measured.items():
-        parts += [f"## {name}", compare(Steps.concatenate(logs), Steps.concatenate(emulated[name]))]
-    path.write_text("\n\n".join(parts) + "\n")
-
-
-def compare(measured: Steps, emulated: Steps) -> str:
+def compare(measured: Steps, emulated: Steps, shown: Sequence[str] = SHOWN) -> str:
     """Lay out two sets of steps side by side, a row a kind and size class."""
     header = ["kind", "size", "steps", "emulated"]
-    header += [title for name in ("host", *PHASES, "gpu", "period") for title in (name, "%")]
+    header += [title for name in shown for title in (name, "%")]
     rows = []
     for kind in ("full", "piecewise", "compiled", "eager"):
         low = 0
         for high in FULL_SIZES if kind == "full" else TOKEN_SIZES:
             one, other = measured.of(kind, low, high), emulated.of(kind, low, high)
             label, low = f"{low + 1}–{high}" if high > low + 1 else str(high), high
-            counts = len(one["period"]), len(other["period"])
+            counts = len(one["execute"]), len(other["execute"])
             if min(counts) < LEAST_STEPS:
                 continue
             cells = [kind, label, *map(str, counts)]
-            for costs in (one, other):
-                costs["host"] = np.sum([costs[name] for name in PHASES], axis=0)
-            for name in ("host", *PHASES, "gpu", "period"):
-                real, virtual = _mean(one[name]), _mean(other[name])
+            for name in shown:
+                real, virtual = _mean(one, name), _mean(other, name)
                 cells += [number(real, 0), number(100 * (virtual / real - 1), sign=True)]
             rows.append(cells)
     return table(header, rows)
 
 
-def _mean(values: Array) -> float:
+def _mean(costs: Mapping[str, Array], name: str) -> float:
     """Mean without what isn't known; NaN if too little is."""
+    values = np.sum([costs[phase] for phase in PHASES], axis=0) if name == "host" else costs[name]
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) >= LEAST_STEPS else float("nan")

@@ -33,14 +33,15 @@ def summary(cases: Sequence[Case], predictions: Predictions) -> str:
     emulated = predictions[EMULATED]
     settings = sorted({prediction.setting for prediction in emulated.values()} - {""})
     parts = [INTRODUCTION, f"Emulation: {'; '.join(settings)}."] if settings else [INTRODUCTION]
-    parts += ["## All cases", _totals(cases, predictions)]
+    parts += ["## All cases", _totals(cases, predictions), _spread(cases, emulated)]
     done = [case for case in cases if not emulated[case.name].skipped]
     parts += ["## Errors of the emulation by case", CASE_NOTE, _by_case(done, emulated)]
     skipped = [f"- {case.name}: {emulated[case.name].skipped}" for case in cases if case not in done]
     if skipped:
         parts += ["Not emulated:", "\n".join(skipped)]
-    if ranked := rankings(cases, emulated):
-        parts += ["## Ranking", RANKING_NOTE, _rankings(ranked)]
+    ranked = {predictor: rankings(cases, by_case) for predictor, by_case in predictions.items()}
+    if ranked[EMULATED]:
+        parts += ["## Ranking", RANKING_NOTE, _ranking_totals(ranked), _rankings(ranked[EMULATED])]
     for predictor, by_case in predictions.items():
         if predictor != EMULATED:
             known = [case for case in cases if case.name in by_case and not by_case[case.name].skipped]
@@ -82,14 +83,13 @@ def _totals(cases: Sequence[Case], predictions: Predictions) -> str:
         rows.append(means("repeated cases", repeated, emulated))
         noise = [[case.noise_pct(column.metric) for case in repeated] for column in COLUMNS]
         rows.append(["noise of repeats, same cases", *(number(_mean(values)) for values in noise)])
-        rows.append(["inside the repeats' spread", *(_inside(repeated, emulated, c) for c in COLUMNS)])
-        expected = [
-            _mean(
-                [100 * chance_inside(case, column.metric) for case in repeated if case.values(column.metric)]
-            )
-            for column in COLUMNS
+        judged = [_judged(repeated, emulated, column.metric) for column in COLUMNS]
+        inside = [
+            f"{sum(inside for inside, _ in cases)} of {len(cases)}" if cases else "–" for cases in judged
         ]
-        rows.append(["one more real run would be", *(f"{number(value, 0)} %" for value in expected)])
+        expected = [f"{sum(chance for _, chance in cases):.1f}" if cases else "–" for cases in judged]
+        rows.append(["inside the repeats' spread", *inside])
+        rows.append(["one more real run: inside", *expected])
     rows += [
         means(predictor, cases, by_case)
         for predictor, by_case in predictions.items()
@@ -113,9 +113,24 @@ def _by_case(cases: Sequence[Case], predictions: Mapping[str, Prediction]) -> st
     return table(["case", *(column.title for column in COLUMNS), "repeats"], rows)
 
 
+def _ranking_totals(ranked: Mapping[str, Sequence[Sequence[Ranking]]]) -> str:
+    rows = []
+    for predictor, groups in ranked.items():
+        if all_of_it := [ranking for group in groups for ranking in group]:
+            taus = [ranking.tau for ranking in all_of_it]
+            concordant, decided = (
+                sum(getattr(r, name) for r in all_of_it) for name in ("concordant", "decided")
+            )
+            worst = max(ranking.regret_pct for ranking in all_of_it)
+            regret = _mean([ranking.regret_pct for ranking in all_of_it])
+            cells = (number(_mean(taus), 2), f"{concordant} of {decided}", number(regret), number(worst))
+            rows.append([predictor, str(len(all_of_it)), *cells])
+    header = ["predictor", "rankings", "mean τ", "decided pairs right", "mean regret %", "worst regret %"]
+    return table(header, rows)
+
+
 def _rankings(ranked: Sequence[Sequence[Ranking]]) -> str:
     titles = {column.metric: column.title for column in COLUMNS}
-    pairs = [ranking for group in ranked for ranking in group]
     rows = [
         [
             ", ".join(ranking.cases),
@@ -125,19 +140,39 @@ def _rankings(ranked: Sequence[Sequence[Ranking]]) -> str:
             ranking.picked,
             number(ranking.regret_pct),
         ]
-        for ranking in pairs
+        for group in ranked
+        for ranking in group
     ]
-    total = f"{sum(r.concordant for r in pairs)} of {sum(r.decided for r in pairs)}"
-    taus = [ranking.tau for ranking in pairs if not math.isnan(ranking.tau)]
-    worst = max(ranking.regret_pct for ranking in pairs)
-    rows.append(["**all**", "", f"mean {number(_mean(taus), 2)}", total, "", f"worst {number(worst)}"])
-    return table(["configurations", "metric", "Kendall's τ", "pairs right", "picked", "regret %"], rows)
+    header = [
+        "configurations",
+        "metric",
+        "Kendall's τ",
+        "decided pairs right",
+        "picked by emulation",
+        "regret %",
+    ]
+    return table(header, rows)
 
 
-def _inside(cases: Sequence[Case], predictions: Mapping[str, Prediction], column: Column) -> str:
-    judged = [is_inside(case, predictions[case.name], column.metric) for case in cases]
-    judged = [inside for inside in judged if inside is not None]
-    return f"{sum(map(bool, judged))} of {len(judged)}" if judged else "–"
+def _spread(cases: Sequence[Case], predictions: Mapping[str, Prediction]) -> str:
+    """How often the emulation lies among the repeats, over all columns in which these differ."""
+    judged = [found for column in COLUMNS for found in _judged(cases, predictions, column.metric)]
+    if not judged:
+        return "No case was repeated, so the noise is unknown."
+    share = 100 * _mean([float(inside) for inside, _ in judged])
+    expected = 100 * _mean([chance for _, chance in judged])
+    return (
+        f"Of {len(judged)} metrics that differ between repeats, {share:.0f} % lie between the lowest and the "
+        f"highest repeat; of one more real run, {expected:.0f} % would."
+    )
+
+
+def _judged(
+    cases: Sequence[Case], predictions: Mapping[str, Prediction], metric: str
+) -> list[tuple[bool, float]]:
+    """Whether predictions lie among the repeats, and how probable that is for one more real run."""
+    judged = ((case, is_inside(case, predictions[case.name], metric)) for case in cases)
+    return [(inside, chance_inside(case, metric)) for case, inside in judged if inside is not None]
 
 
 def _limits(column: Column) -> str:

@@ -19,6 +19,7 @@ from revati.engines.vllm.step_log import COUNT_COLUMNS, TIME_COLUMNS
 from revati.profile.host_calibration import Client, Outcome, now
 from revati.profile.truth import __main__ as command
 from revati.profile.truth.cases import CaseError, Cases, EngineRuns, Load
+from revati.profile.truth.pack import pack
 from revati.profile.truth.run import from_start, longest_pause, requests_table, write_description
 
 CASES = Path(__file__).parents[2] / "validation" / "cases"
@@ -204,3 +205,21 @@ def test_the_client_keeps_the_engines_statistics() -> None:
     (seen,) = client.outcomes
     assert len(seen.token_times_s) == 3
     assert (seen.queued_s, seen.engine_last_token_s) == (1.0, 4.0)
+
+
+def test_packed_runs_keep_bulky_tables_once(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "packed"
+    requests = requests_table([outcome(100.0, [100.5, 100.7])], 99.0)
+    steps = pa.table({name: [1.0] for name in TIME_COLUMNS} | {name: [1] for name in COUNT_COLUMNS})
+    for name in ("a", "a_rep2", "a_rep10"):
+        write_compact(requests, source / name / "requests.parquet")
+        (source / name / "run.json").write_text('{"case": "a", "measured": {}}')
+        if name != "a":  # its log was lost
+            write_compact(steps, source / name / "steps.parquet")
+    assert pack([source], out) == ["a", "a_rep2", "a_rep10"]
+    assert [path.parent.name for path in out.glob("*/steps.parquet")] == ["a_rep2"]
+    for name, kept in (("a", []), ("a_rep2", [500_000, 700_000]), ("a_rep10", [])):
+        table = pq.read_table(out / name / "requests.parquet")
+        assert table["token_times_us"].to_pylist() == [kept]
+        assert table["ttft_s"].equals(requests["ttft_s"])
+        assert json.loads((out / name / "run.json").read_text()) == {"case": "a"}

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from revati.validate.steps import Steps, compare, emulated_steps, measured_steps
+from revati.validate.steps import compare, emulated_steps, measured_steps
+from revati.validate.workers import emulated_calls, measured_calls
 
 STEP_US = 5000.0
 
@@ -43,7 +44,7 @@ def timeline(count: int, slower: float = 1.0) -> pa.Table:
             rows.append({"phase": phase, "begin_us": at, "end_us": at + length * slower})
             at += length * slower
         rows.append({"phase": "output", "begin_us": at, "end_us": at + 40 * slower})
-    shape = {"kind": "full", "requests": 8, "prompt_tokens": 0, "prefills": 0}
+    shape = {"core": "engine_core", "kind": "full", "requests": 8, "prompt_tokens": 0, "prefills": 0}
     return pa.Table.from_pylist([row | shape for row in rows])
 
 
@@ -110,7 +111,35 @@ def test_comparison_shows_errors_by_kind_and_size() -> None:
     assert [cell.strip() for cell in row][5] == "+10.0"
 
 
+def with_worker(count: int) -> pa.Table:
+    """The timeline of an engine core that dispatches, and of the worker that executes and samples."""
+    rows = timeline(count).to_pylist()
+    dispatched = {"execute": "dispatch", "sample": "dispatch_sample"}
+    worker = [row | {"core": "worker_0"} for row in rows if row["phase"] in dispatched]
+    return pa.Table.from_pylist(
+        [row | {"phase": dispatched.get(row["phase"], row["phase"])} for row in rows] + worker
+    )
+
+
+def test_dispatching_is_the_engine_cores_part_of_executing() -> None:
+    steps = emulated_steps(with_worker(20))
+    assert steps.cost_us["execute"] == pytest.approx(np.full(20, 1000))
+
+
+def test_workers_of_their_own_are_compared_by_the_slowest_rank() -> None:
+    assert emulated_calls(timeline(20)) is None, "the worker is in the engine core"
+    emulated = emulated_calls(with_worker(20))
+    assert emulated
+    call = {"scheduled_tokens": 8, "scheduled_requests": 8, "most_tokens": 1, "sample_us": 500.0}
+    calls = [call | {"rank": rank, "execute_us": 900.0 + 100 * rank} for rank in (0, 1) for _ in range(20)]
+    measured = measured_calls(pa.Table.from_pylist(calls), tensor_parallel=2, eager=False, largest_graph=512)
+    assert measured.cost_us["execute"] == pytest.approx(np.full(20, 1000))
+    row = compare(measured, emulated, ("execute", "sample")).splitlines()[-1]
+    assert row == "| full | 5–16 | 20 | 20 | 1000 | +0.0 | 500 | +0.0 |"
+    stages = measured_calls(pa.Table.from_pylist(calls), tensor_parallel=1, eager=False, largest_graph=512)
+    assert len(stages.kind) == 40, "pipeline stages count each"
+
+
 def test_unknown_costs_are_dashes() -> None:
-    measured = measured_steps(log(20), eager=False).without("execute")
-    assert "–" in compare(measured, emulated_steps(timeline(20)))
-    assert isinstance(Steps.concatenate([measured, measured]), Steps)
+    page = compare(measured_steps(log(7), eager=False), emulated_steps(timeline(5)))
+    assert "–" in page, "too few periods"

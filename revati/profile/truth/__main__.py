@@ -1,11 +1,13 @@
 """Measure real engines on this machine's GPUs, several at a time.
 
     python -m revati.profile.truth run validation/cases/h200_x4.yaml --out DIR [--deadline-s 540]
+    python -m revati.profile.truth pack DIR --out validation/runs
 
 Every engine of the file starts as soon as its GPUs are free, in the order of the file, in processes of its
 own. DIR gets a folder a run (run.json, requests.parquet, steps.parquet, logs/), complete once it has a
 run.json, a log an engine, and gpus.csv, the GPUs' clocks and temperatures over time. Engines that fail are
 reported; the others go on. Revati must be installed, so that vLLM finds its logging plug-ins.
+`pack` makes small copies of runs for the repository.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 from revati.engines.vllm.step_log import ENABLE_VARIABLE
 from revati.profile.host_calibration import INSTALL_HINT, gpu_query, missing_plugins, now, run_loop
 from revati.profile.truth.cases import CaseError, Cases, EngineRuns
+from revati.profile.truth.pack import pack
 from revati.profile.truth.run import GPU_STATE, measure
 
 LEAST_USEFUL_S = 90.0  # with less time left, no engine would be ready before the deadline
@@ -114,7 +117,13 @@ def main(argv: list[str] | None = None) -> int:
     one.add_argument("out", type=Path)
     one.add_argument("name")
     one.add_argument("deadline", type=float, help="CLOCK_MONOTONIC seconds")
+    packer = commands.add_parser("pack", help="make small copies of measured runs")
+    packer.add_argument("folders", type=Path, nargs="+")
+    packer.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(argv)
+    if arguments.command == "pack":
+        print("\n".join(pack(arguments.folders, arguments.out)))
+        return 0
     try:
         cases = Cases.read(arguments.cases)
     except (CaseError, OSError) as error:

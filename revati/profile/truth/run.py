@@ -164,7 +164,7 @@ def requests_table(outcomes: Sequence[Outcome], start_s: float) -> pa.Table:
     stats = ("queued_s", "scheduled_s", "engine_first_token_s", "engine_last_token_s")
     return pa.table(
         {
-            "arrival_s": arrival - start_s,
+            "arrival_s": np.round(arrival - start_s, 9),  # the same in every repeat
             "submitted_s": np.array([outcome.submitted_s for outcome in outcomes]) - start_s,
             "prompt_tokens": [outcome.prompt_tokens for outcome in outcomes],
             "output_tokens": [len(outcome.token_times_s) for outcome in outcomes],
