@@ -49,6 +49,11 @@ class Batch:
     query_lens: tuple[int, ...]
     context_lens: tuple[int, ...]  # including the query tokens
 
+    @classmethod
+    def of_row(cls, row: Row) -> Batch:
+        """The batch that a row of the database is about."""
+        return cls(row["variant"], tuple(row["query_lens"]), tuple(row["context_lens"]))
+
 
 def decode_batches() -> Iterator[Batch]:
     for batch in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512):

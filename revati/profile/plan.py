@@ -1,0 +1,146 @@
+"""What to measure first: the units of work whose measurement takes away most error for its time.
+
+A unit's gain is the share of GPU time that its kernels have in serving, times how much less is known of them
+without it than with it. Shares and errors are those of Llama-like models on an H200; they only order the
+work. A unit of a model that is cheap to measure and common comes before one that is neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from revati.profile.options import Options
+
+Row = dict[str, object]
+
+# Family → share of GPU time, error without a measurement, error with it (relative).
+GAIN: dict[str, tuple[float, float, float]] = {
+    "gap": (0.05, 0.5, 0.1),
+    "gemm": (0.60, 0.12, 0.03),
+    "attention": (0.20, 0.15, 0.04),
+    "engine": (0.10, 0.4, 0.05),
+    "kv_write": (0.02, 0.2, 0.05),
+    "copy": (0.01, 0.5, 0.05),
+    "collective": (0.10, 0.5, 0.05),
+}
+# Rough seconds of a unit on an H200; a session's log has the real ones.
+SECONDS = {"gap": 3.0, "gemm": 9.0, "attention": 14.0, "kv_write": 4.0, "copy": 3.0, "collective": 60.0}
+# How often a unit's model and parallelism are asked for; each doubling of GPUs halves it.
+POPULARITY = {"llama7b": 1.0, "llama31_8b": 1.0, "llama13b": 0.8, "qwen3_8b": 0.8, "llama31_70b": 0.8}
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Work that is measured and stored as a whole; ``measure`` needs a GPU."""
+
+    family: str
+    name: str
+    measure: Callable[[], list[Row]]
+    weight: float = 1.0  # popularity of what needs it
+
+    @property
+    def seconds(self) -> float:
+        return SECONDS[self.family]
+
+    @property
+    def gain(self) -> float:
+        """Expected reduction of the relative error of a trial's GPU time."""
+        share, without, remaining = GAIN[self.family]
+        return self.weight * share * (without - remaining)
+
+
+def engines_within(options: Options, known: Known) -> bool:
+    """Whether engines are to be recorded: their small kernels are asked for and not there."""
+    return "engine" in options.families and "norm" not in known.kinds
+
+
+def ordered(units: list[Unit]) -> list[Unit]:
+    """Those with the largest gain a second first; equals stay in order."""
+    return sorted(units, key=lambda unit: -unit.gain / unit.seconds)
+
+
+def within(units: list[Unit], seconds: float) -> tuple[list[Unit], list[Unit]]:
+    """Those of an ordered plan that fit the time, and the rest; a long unit lets shorter ones pass."""
+    chosen, rest, left = [], [], seconds
+    for unit in units:
+        if unit.seconds <= left:
+            chosen.append(unit)
+            left -= unit.seconds
+        else:
+            rest.append(unit)
+    return chosen, rest
+
+
+def show(chosen: list[Unit], rest: list[Unit]) -> str:
+    """The plan as a few lines of text."""
+    total = sum(unit.gain for unit in [*chosen, *rest]) or 1.0
+    lines = [f"plan: {len(chosen)} units in about {sum(unit.seconds for unit in chosen):.0f} s"]
+    lines += [
+        f"  {unit.family}.{unit.name}: {unit.seconds:.0f} s, {unit.gain / total:.1%} of the expected gain"
+        for unit in chosen
+    ]
+    if rest:
+        left_out = ", ".join(f"{unit.family}.{unit.name}" for unit in rest)
+        lines.append(f"  beyond the budget ({sum(u.gain for u in rest) / total:.1%}): {left_out}")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a database has already: kinds of kernels, weight shapes, head counts."""
+
+    kinds: frozenset[str] = frozenset()
+    gemms: frozenset[tuple[int, int]] = frozenset()  # n, k
+    heads: frozenset[tuple[int, int]] = frozenset()  # query heads, KV heads
+    kv_widths: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, measured: pa.Table) -> Known:
+        rows = measured.select(["kind", "n", "k", "num_q_heads", "num_kv_heads", "width"]).to_pylist()
+        return cls(
+            frozenset(row["kind"] for row in rows),
+            frozenset((row["n"], row["k"]) for row in rows if row["kind"] == "gemm"),
+            frozenset(
+                (row["num_q_heads"], row["num_kv_heads"]) for row in rows if row["kind"] == "attention"
+            ),
+            frozenset(row["width"] for row in rows if row["kind"] == "kv_write"),
+        )
+
+
+def units_of(options: Options, known: Known) -> list[Unit]:
+    """The work that the options ask for and the database lacks, the most worthwhile first.
+
+    Models share what they have in common.
+    """
+    from revati.profile.families import Work
+    from revati.profile.shapes import layer_gemms, lm_head_gemm, rank_shape
+
+    work, units, seen = Work(), [], set[tuple[object, ...]]()
+
+    def once(*key: object) -> bool:
+        new = key not in seen
+        seen.add(key)
+        return new
+
+    for family, measure in (("gap", work.gaps), ("copy", work.copies), ("collective", work.collectives)):
+        if family in options.families and family not in known.kinds:
+            units.append(Unit(family, "all" if family != "collective" else work.gpus_name(), measure))
+    for tp in options.tensor_parallel:
+        for model in options.models:
+            shape, weight = rank_shape(model, tp), POPULARITY[model] / tp
+            if "gemm" in options.families:
+                layers = [s for s in layer_gemms(shape) if s not in known.gemms and once("gemm", *s)]
+                heads = [s for s in [lm_head_gemm(shape)] if s not in known.gemms and once("gemm", *s)]
+                if layers or heads:
+                    units.append(Unit("gemm", f"{model}_tp{tp}", work.gemms(layers, heads), weight))
+            counts = (shape.num_q_heads, shape.num_kv_heads)
+            name = f"q{counts[0]}_kv{counts[1]}"
+            if "attention" in options.families and counts not in known.heads and once("attention", *counts):
+                units.append(Unit("attention", name, work.attention(*counts), weight))
+            width = shape.num_kv_heads * shape.head_dim
+            if "kv_write" in options.families and width not in known.kv_widths and once("kv_write", *counts):
+                units.append(Unit("kv_write", name, work.kv_writes(*counts), weight))
+    return ordered(units)
