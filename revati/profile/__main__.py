@@ -61,7 +61,7 @@ def profile(options: Options) -> int:
                 break
             began_s = time.monotonic()
             try:
-                rows = parts.run(unit.family, unit.name, unit.measure)
+                rows = parts.run(unit.file, unit.part, unit.measure)
             except Exception:
                 failed += 1
                 print(f"{unit.family}.{unit.name} failed:\n{traceback.format_exc()}", flush=True)
@@ -70,7 +70,7 @@ def profile(options: Options) -> int:
                 torch.cuda.empty_cache()
             line = session.log(f"{unit.family}.{unit.name}", began_s, rows=rows)
             print(f"{line['unit']}: {rows} rows, {line['seconds']} s, {line['gpu_after']}", flush=True)
-            parts.merge(unit.family)
+            parts.merge(unit.file)
     if options.check != "no":
         failed += _check(options, session)
     print(f"done in {time.monotonic() - started:.0f} s, {failed} units failed or drifted", flush=True)

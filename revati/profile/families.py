@@ -32,19 +32,13 @@ class Work:
 
         return collective.measure(collective.gpu_count())
 
-    def gemms(self, layers: list[tuple[int, int]], heads: list[tuple[int, int]]) -> Measure:
-        """Weight shapes (n, k) of layers at all token counts, of LM heads at those of decode steps."""
+    def gemms(self, wanted: dict[tuple[int, int], list[int]]) -> Measure:
+        """Numbers of tokens by weight shape (n, k)."""
 
         def measure() -> list[Row]:
-            from revati.profile.adaptive import measure_curves
-            from revati.profile.gemm import measure as measure_points
-            from revati.profile.shapes import COARSE_TOKENS, GEMM_TOKENS, LM_HEAD_TOKENS
+            from revati.profile import gemm
 
-            rows = []
-            for shapes, tokens in ((layers, GEMM_TOKENS), (heads, LM_HEAD_TOKENS)):
-                coarse = [m for m in COARSE_TOKENS if m <= tokens[-1]]
-                rows += measure_curves(shapes, coarse, list(tokens), measure_points)
-            return rows
+            return [row for shape, tokens in wanted.items() for row in gemm.measure([shape], tokens)]
 
         return measure
 

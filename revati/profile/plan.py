@@ -2,13 +2,14 @@
 
 A unit's gain is the share of GPU time that its kernels have in serving, times how much less is known of them
 without it than with it. Shares and errors are those of Llama-like models on an H200; they only order the
-work. A unit of a model that is cheap to measure and common comes before one that is neither.
+work. GEMMs come in two passes: first the captured sizes of decode steps and the ends of tiles of all models,
+then the tokens in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -19,7 +20,8 @@ Row = dict[str, object]
 # Family → share of GPU time, error without a measurement, error with it (relative).
 GAIN: dict[str, tuple[float, float, float]] = {
     "gap": (0.05, 0.5, 0.1),
-    "gemm": (0.60, 0.12, 0.03),
+    "gemm": (0.60, 0.12, 0.024),  # at the tokens of a first pass, with lines between them
+    "gemm_between": (0.60, 0.024, 0.01),
     "attention": (0.20, 0.15, 0.04),
     "engine": (0.10, 0.4, 0.05),
     "kv_write": (0.02, 0.2, 0.05),
@@ -27,7 +29,15 @@ GAIN: dict[str, tuple[float, float, float]] = {
     "collective": (0.10, 0.5, 0.05),
 }
 # Rough seconds of a unit on an H200; a session's log has the real ones.
-SECONDS = {"gap": 3.0, "gemm": 9.0, "attention": 14.0, "kv_write": 4.0, "copy": 3.0, "collective": 60.0}
+SECONDS = {
+    "gap": 3.0,
+    "gemm": 4.0,
+    "gemm_between": 5.0,
+    "attention": 14.0,
+    "kv_write": 4.0,
+    "copy": 3.0,
+    "collective": 60.0,
+}
 # How often a unit's model and parallelism are asked for; each doubling of GPUs halves it.
 POPULARITY = {"llama7b": 1.0, "llama31_8b": 1.0, "llama13b": 0.8, "qwen3_8b": 0.8, "llama31_70b": 0.8}
 
@@ -40,6 +50,16 @@ class Unit:
     name: str
     measure: Callable[[], list[Row]]
     weight: float = 1.0  # popularity of what needs it
+
+    @property
+    def file(self) -> str:
+        """The database's file that its rows go to."""
+        return self.family.removesuffix("_between")
+
+    @property
+    def part(self) -> str:
+        """Its name among the parts of that file."""
+        return self.name + self.family.removeprefix(self.file)
 
     @property
     def seconds(self) -> float:
@@ -90,24 +110,31 @@ def show(chosen: list[Unit], rest: list[Unit]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a database has already: kinds of kernels, weight shapes, head counts."""
+    """What a database has already: kinds of kernels, tokens by weight shape, head counts."""
 
     kinds: frozenset[str] = frozenset()
-    gemms: frozenset[tuple[int, int]] = frozenset()  # n, k
+    tokens: Mapping[tuple[int, int], frozenset[int]] = field(default_factory=dict)  # by (n, k)
     heads: frozenset[tuple[int, int]] = frozenset()  # query heads, KV heads
     kv_widths: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, measured: pa.Table) -> Known:
-        rows = measured.select(["kind", "n", "k", "num_q_heads", "num_kv_heads", "width"]).to_pylist()
+        columns = ["kind", "m", "n", "k", "num_q_heads", "num_kv_heads", "width"]
+        rows = measured.select(columns).to_pylist()
+        tokens: dict[tuple[int, int], set[int]] = {}
+        for row in rows:
+            if row["kind"] == "gemm":
+                tokens.setdefault((row["n"], row["k"]), set()).add(row["m"])
         return cls(
             frozenset(row["kind"] for row in rows),
-            frozenset((row["n"], row["k"]) for row in rows if row["kind"] == "gemm"),
-            frozenset(
-                (row["num_q_heads"], row["num_kv_heads"]) for row in rows if row["kind"] == "attention"
-            ),
+            {shape: frozenset(own) for shape, own in tokens.items()},
+            frozenset((r["num_q_heads"], r["num_kv_heads"]) for r in rows if r["kind"] == "attention"),
             frozenset(row["width"] for row in rows if row["kind"] == "kv_write"),
         )
+
+    def lacking(self, shape: tuple[int, int], tokens: Iterable[int]) -> list[int]:
+        """Those tokens that the weight shape was not measured at."""
+        return sorted(set(tokens) - self.tokens.get(shape, frozenset()))
 
 
 def units_of(options: Options, known: Known) -> list[Unit]:
@@ -116,7 +143,14 @@ def units_of(options: Options, known: Known) -> list[Unit]:
     Models share what they have in common.
     """
     from revati.profile.families import Work
-    from revati.profile.shapes import layer_gemms, lm_head_gemm, rank_shape
+    from revati.profile.shapes import (
+        COARSE_TOKENS,
+        GEMM_TOKENS,
+        LM_HEAD_TOKENS,
+        layer_gemms,
+        lm_head_gemm,
+        rank_shape,
+    )
 
     work, units, seen = Work(), [], set[tuple[object, ...]]()
 
@@ -132,10 +166,19 @@ def units_of(options: Options, known: Known) -> list[Unit]:
         for model in options.models:
             shape, weight = rank_shape(model, tp), POPULARITY[model] / tp
             if "gemm" in options.families:
-                layers = [s for s in layer_gemms(shape) if s not in known.gemms and once("gemm", *s)]
-                heads = [s for s in [lm_head_gemm(shape)] if s not in known.gemms and once("gemm", *s)]
-                if layers or heads:
-                    units.append(Unit("gemm", f"{model}_tp{tp}", work.gemms(layers, heads), weight))
+                shapes = [(s, GEMM_TOKENS) for s in layer_gemms(shape) if once("gemm", *s)]
+                head = lm_head_gemm(shape)
+                shapes += [(head, LM_HEAD_TOKENS)] if once("gemm", *head) else []
+                for family, coarse in (("gemm", True), ("gemm_between", False)):
+                    wanted = {
+                        s: missing
+                        for s, tokens in shapes
+                        if (
+                            missing := known.lacking(s, [m for m in tokens if (m in COARSE_TOKENS) == coarse])
+                        )
+                    }
+                    if wanted:
+                        units.append(Unit(family, f"{model}_tp{tp}", work.gemms(wanted), weight))
             counts = (shape.num_q_heads, shape.num_kv_heads)
             name = f"q{counts[0]}_kv{counts[1]}"
             if "attention" in options.families and counts not in known.heads and once("attention", *counts):
