@@ -31,11 +31,14 @@ UNSEEN_HEADS_REL_STD = 0.15
 RAGGED_REL_STD = 0.1
 COMPOSED_REL_STD = 0.2
 KINDS = ("attention", "combine")
+FITTED_FORMAT = "2"
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """Trees for ``log(duration) - log(physical)`` and the error they showed on batches held out.
+    """Trees and the error they showed on batches held out.
+
+    Of the main kernel they tell ``log(duration / physical)``, of the combine kernel ``log(duration)``.
 
     ``equal_requests``: only batches of equal requests were measured, and their times have the reduction over
     splits in them.
@@ -52,13 +55,13 @@ class Fitted:
         """None where nothing was fitted.
 
         Raises:
-            ValueError: the file was fitted on other features than this version computes.
+            ValueError: the file was fitted by a version that computes other features.
         """
         if not path.is_file():
             return None
         trees, facts = Trees.load(path)
-        if facts["features"] != ",".join(FEATURES):
-            raise ValueError(f"{path}: fitted on other features; run `python -m revati.profile.fit`")
+        if (facts["features"], facts.get("format")) != (",".join(FEATURES), FITTED_FORMAT):
+            raise ValueError(f"{path}: fitted by another version; run `python -m revati.profile.fit`")
         limits = int(facts["max_query_tokens"]), int(facts["max_context"])
         return cls(trees, float(facts["rel_std"]), *limits, facts.get("equal_requests") == "True")
 
@@ -185,8 +188,10 @@ class AttentionModel:
         if not known:
             least_std = UNSEEN_HEADS_REL_STD
         found = [
-            Estimate(math.exp(log_ratio + row[0]), provenance, max(one.rel_std, least_std), kind)
-            for kind, one, log_ratio in zip(KINDS, self._fitted, self._forest.predict(row), strict=False)
+            Estimate(math.exp(log + offset), provenance, max(one.rel_std, least_std), kind)
+            for kind, one, log, offset in zip(
+                KINDS, self._fitted, self._forest.predict(row), (row[0], 0.0), strict=False
+            )
         ]
         return found[0], _inside(found[0]) if self._equal_requests else found[1]
 

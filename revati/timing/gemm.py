@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from revati.timing.curve import Curve
+from revati.timing.curve import INTERPOLATED_REL_STD, Curve
 from revati.timing.estimate import Estimate, dtype_bytes, weaker
 from revati.timing.gpu import GpuLimits
 from revati.timing.roofline import gemm_bytes, roofline
@@ -19,7 +19,22 @@ RECTANGLE_REL_STD = 0.08
 # they run (`power`), so here their rate is that of the longest product at full clock. Where it is not
 # modelled, they take what they took.
 FULL_CLOCK_TOKENS = 4096
+# cuBLAS has tiles 128 tokens high for many tokens; for few it has kernels of many heights: a line is best.
+TILE_TOKENS = 128
+UNTILED_TOKENS = 512
 Key = tuple[int, int, str]  # n, k, dtype
+
+
+def along_tokens(curve: Curve, m: int) -> Estimate:
+    """Measured or interpolated; many tokens take as long as all that fit the same row of tiles."""
+    if m > UNTILED_TOKENS:
+        i = bisect.bisect_left(curve.at, m)
+        if i < len(curve.at) and -(-int(curve.at[i]) // TILE_TOKENS) == -(-m // TILE_TOKENS):
+            same = curve.estimate(curve.at[i], "gemm")
+            if curve.at[i] == m:
+                return same
+            return Estimate(same.duration_us, "interpolated", INTERPOLATED_REL_STD, "gemm")
+    return curve.estimate(m, "gemm")
 
 
 class GemmModel:
@@ -52,7 +67,7 @@ class GemmModel:
     def _estimate(self, m: int, n: int, k: int, dtype: str, out_dtype: str) -> Estimate:
         curve = self._curves.get((n, k, dtype))
         if curve is not None:
-            return curve.estimate(m, "gemm")
+            return along_tokens(curve, m)
         if self._shapes.get(dtype):
             return self._from_similar(m, n, k, dtype)
         flops = 2.0 * m * n * k
@@ -86,7 +101,7 @@ class GemmModel:
 
     def _log_efficiency(self, m: int, shape: Key) -> float:
         n, k, dtype = shape
-        return math.log(self._ideal_us(m, n, k, dtype) / self._curves[shape].estimate(m, "gemm").duration_us)
+        return math.log(self._ideal_us(m, n, k, dtype) / along_tokens(self._curves[shape], m).duration_us)
 
     def _ideal_us(self, m: int, n: int, k: int, dtype: str) -> float:
         size = dtype_bytes(dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from revati import paths
 from revati.interception.gpu import load_gpu
 from revati.timing import db
 from revati.timing.curve import Curve
-from revati.timing.gemm import FULL_CLOCK_TOKENS, GemmModel, Key
+from revati.timing.estimate import Estimate
+from revati.timing.gemm import FULL_CLOCK_TOKENS, GemmModel, Key, along_tokens
 from revati.timing.gpu import GpuLimits, load_limits
 from revati.timing.in_engine import FILE as IN_ENGINE
 from revati.timing.power import demand
@@ -36,13 +37,14 @@ Points = list[tuple[float, float]]
 Held = tuple[float, float, float]  # place, predicted duration in µs, measured duration in µs
 
 
-def left_out_points(points: Points) -> list[Held]:
-    """Each inner point, interpolated between its neighbours."""
+def left_out_points(points: Points, estimate: Callable[[Curve, Any], Estimate] | None = None) -> list[Held]:
+    """Each inner point, interpolated between its neighbours (by ``estimate`` where a line is not all)."""
+    estimate = estimate or (lambda curve, at: curve.estimate(at, ""))
     curve = Curve.from_points(points)
     found = []
     for i in range(1, len(curve.at) - 1):
         rest = Curve(curve.at[:i] + curve.at[i + 1 :], curve.duration_us[:i] + curve.duration_us[i + 1 :])
-        found.append((curve.at[i], rest.estimate(curve.at[i], "").duration_us, curve.duration_us[i]))
+        found.append((curve.at[i], estimate(rest, curve.at[i]).duration_us, curve.duration_us[i]))
     return found
 
 
@@ -86,7 +88,11 @@ def report(db_dir: Path, gpu: str) -> str:
     folder = db.partition(db_dir, gpu) / "fitted"
     every = _curves(measured, "gemm", ["n", "k", "dtype"], "m")
     gemm = {key: [(m, us) for m, us in own if m <= FULL_CLOCK_TOKENS] for key, own in every.items()}
-    points = [held for own in gemm.values() for held in left_out_points(own)]
+    points = [
+        held
+        for own in gemm.values()
+        for held in left_out_points(own, lambda curve, m: along_tokens(curve, int(m)))
+    ]
     others = _launch_errors(measured)
     lines = [
         f"# Kernel timings of {gpu}: what is measured and how well it predicts",

@@ -6,17 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from revati.profile.options import FAMILIES, UsageError, parse
+from revati.profile.options import FAMILIES, HostOptions, Options, UsageError, parse
 from revati.profile.shapes import GEMM_TOKENS, layer_gemms, rank_shape
 
 
 def test_defaults_and_values() -> None:
     options = parse(["gpu=h200", "families=gemm,copy", "tensor_parallel=1,8", "out=/x", "budget_minutes=2.5"])
-    assert options.families == ("gemm", "copy")
-    assert options.tensor_parallel == (1, 8)
-    assert options.out == Path("/x")
-    assert options.budget_minutes == 2.5
-    assert "collective" not in parse(["gpu=h200"]).families
+    assert options == Options(
+        "h200", Path("/x"), families=("gemm", "copy"), tensor_parallel=(1, 8), budget_minutes=2.5
+    )
+    default = parse(["gpu=h200"])
+    assert isinstance(default, Options)
+    assert "collective" not in default.families
+    assert (default.check, default.again, default.plan) == ("after", False, False)
+
+
+def test_a_host_has_options_of_its_own() -> None:
+    assert parse(["host=mine"]) == HostOptions("mine")
+    assert parse(["host=mine", "engines=a,b", "logs=/l"]) == HostOptions("mine", ("a", "b"), Path("/l"))
 
 
 @pytest.mark.parametrize(
@@ -28,6 +35,10 @@ def test_defaults_and_values() -> None:
         (["gpu=h200", "families=gemm,magic"], f"'magic'; accepted: {', '.join(FAMILIES)}"),
         (["gpu=h200", "budget_minutes=soon"], "budget_minutes must be a number above 0"),
         (["gpu=../h200"], "letters, digits and underscores"),
+        (["gpu=h200", "check=maybe"], "'maybe'; accepted: after, only, no"),
+        (["gpu=h200", "plan=perhaps"], "accepted: yes, no"),
+        (["host=h200", "gpu=h200"], "accepted: host=…, engines=…, logs=…"),
+        (["host=../x"], "letters, digits and underscores"),
     ],
 )
 def test_bad_arguments_name_what_is_accepted(arguments: list[str], message: str) -> None:
