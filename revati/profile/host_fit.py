@@ -25,15 +25,19 @@ import yaml
 from revati.profile.host_logs import Run, joined_requests, load_run, waits_us
 from revati.profile.host_model import fit
 from revati.profile.host_samples import collect, message_samples, set_slowdowns
-from revati.profile.host_workers import tensor_parallel_factors, worker_messages
+from revati.profile.host_workers import pipeline_costs, tensor_parallel_factors, worker_messages
 
 LEVELS = {"quiet": 0.1, "typical": 0.5, "busy": 0.9}  # quantiles of the slowdown over all half seconds
 
 
-def make_table(runs: list[Run], ranked: list[Run], reference: list[Run], name: str) -> dict[str, Any]:
-    """Build the table that `HostTable` reads, from single-GPU runs and tensor-parallel ones."""
+def make_table(
+    runs: list[Run], ranked: list[Run], pipelines: list[Path], reference: list[Run], name: str
+) -> dict[str, Any]:
+    """Build the table that `HostTable` reads, from runs of one GPU, of tensor ranks and of two stages."""
     set_slowdowns(runs, reference)
-    phases = fit(collect(runs)) | fit(message_samples(runs)) | worker_messages(ranked)
+    phases = (
+        fit(collect(runs)) | fit(message_samples(runs)) | worker_messages(ranked) | pipeline_costs(pipelines)
+    )
     wait, waits = waits_us(runs)
     for entry in phases["wake"].values():
         entry["latency_us"] = round(wait, 1)
@@ -86,6 +90,9 @@ def main(argv: list[str] | None = None) -> int:
         "--reference", nargs="+", help="names of the runs whose slowdown is 1 (default: the first)"
     )
     parser.add_argument(
+        "--pipelines", type=Path, nargs="*", default=[], help="folders with worker logs of two-stage engines"
+    )
+    parser.add_argument(
         "--out", type=Path, required=True, help="the table to write, e.g. conf/host/h200_xeon.yaml"
     )
     arguments = parser.parse_args(argv)
@@ -96,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     reference = [run for run in runs if run.name in wanted]
     if not reference:
         parser.error(f"--reference: none of {', '.join(wanted)} among {', '.join(run.name for run in runs)}")
-    table = make_table(runs, ranked, reference, arguments.out.stem)
+    table = make_table(runs, ranked, arguments.pipelines, reference, arguments.out.stem)
     arguments.out.write_text(
         "# Made by python -m revati.profile.host_fit; see revati/virtual_time/host_table.py.\n"
         + yaml.safe_dump(table, sort_keys=False, width=110, default_flow_style=None)

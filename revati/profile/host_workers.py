@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 
@@ -99,3 +101,27 @@ def worker_messages(runs: list[Run]) -> Phases:
             entry = {name: round(value, 4) for name, value in terms.items() if value > 0}
             result[phase] = {"any": entry | {"samples": len(cost_us)}}
     return result
+
+
+def pipeline_costs(folders: list[Path]) -> Phases:
+    """What stages add to a step that they share, from the worker logs of two-stage engines.
+
+    Both stages begin a step together, and the second waits for the first one's hidden states: what it takes
+    from there on is its own execution, which the first one's exceeds by ``send``. ``receive`` is the first
+    one's share of sampling. The slowdown of these runs counts as 1.
+    """
+    sends: list[Array] = []
+    receives: list[Array] = []
+    for folder in folders:
+        tables = [pq.read_table(folder / f"worker_{stage}.parquet") for stage in (0, 1)]
+        fewest = min(map(len, tables))
+        first, second = ({n: t[n].to_numpy()[-fewest:] for n in t.column_names} for t in tables)
+        use = (first["most_tokens"] == 1) & (first["scheduled_tokens"] == second["scheduled_tokens"])
+        own = second["execute_end_s"] - first["execute_end_s"]
+        sends.append((first["execute_end_s"] - first["execute_begin_s"] - own)[use])
+        receives.append((first["sample_end_s"] - first["sample_begin_s"])[use])
+    return {
+        phase: {"any": {"base_us": round(float(np.median(cost)) * 1e6, 1), "samples": len(cost)}}
+        for phase, parts in (("send", sends), ("receive", receives))
+        if parts and len(cost := np.concatenate(parts))
+    }

@@ -29,8 +29,9 @@ def register() -> None:
 
     recorder = SceneRecorder()
     HookRegistry.register(_FORWARD, recorder.forward, HookType.AROUND)
-    Scheduler.start_scene = recorder.start
-    Scheduler.stop_scene = recorder.stop
+    # Functions, since a bound method in a class would not receive the scheduler.
+    Scheduler.start_scene = lambda scheduler: recorder.start(scheduler)
+    Scheduler.stop_scene = lambda scheduler, path: recorder.stop(scheduler, path)
 
 
 class SceneRecorder:

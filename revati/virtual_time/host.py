@@ -13,7 +13,7 @@ from revati.virtual_time.cores import VirtualCore
 from revati.virtual_time.host_table import HostTable
 
 CorePhase = Literal["input", "schedule", "dispatch", "dispatch_sample", "wake", "collect", "update", "output"]
-WorkerPhase = Literal["execute", "sample", "worker_ipc"]
+WorkerPhase = Literal["execute", "send", "sample", "receive", "worker_ipc"]
 Phase = CorePhase | WorkerPhase
 FrontendPhase = Literal["arrival", "frontend_submit", "ipc", "output_ipc", "frontend_busy"]
 StepKind = Literal["full", "piecewise", "compiled", "eager", "idle", "busy"]
@@ -21,7 +21,7 @@ StepKind = Literal["full", "piecewise", "compiled", "eager", "idle", "busy"]
 _PHASES: tuple[Phase, ...] = (*get_args(CorePhase), *get_args(WorkerPhase))
 _KINDS: tuple[StepKind, ...] = get_args(StepKind)
 _WORKER_PHASES = ("execute", "sample")  # of one stage's ranks; all others concern all workers
-_MEASURABLE = ("schedule", "execute", "sample", "update")  # those that run engine code here
+_MEASURABLE = ("schedule", "execute", "sample", "receive", "update")  # those that run engine code here
 
 
 @dataclass(frozen=True, slots=True)

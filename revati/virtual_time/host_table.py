@@ -29,6 +29,8 @@ PHASES = {
     "dispatch": "the core hands a step to workers in processes of their own",
     "dispatch_sample": "likewise its sampling",
     "worker_ipc": "a message between the core and a worker, or between workers, on its way",
+    "send": "a pipeline stage hands its hidden states to the next one",
+    "receive": "in place of sample where a stage only takes over the sampled tokens",
     "wake": "the GPU has finished while the core waited, until the update begins",
     "collect": "instead of wake: the outputs were ready, nothing to wait for",
     "update": "update_from_output (requests: of the updated step)",

@@ -133,6 +133,9 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
         sent_ns, output = self.native.now_ns(), None
         for stage in self.stages:
             output = self._run(stage, sent_ns, "execute", step, scheduler_output)
+            if stage is not self.stages[-1]:
+                with self.meter.on(stage.process, 0):
+                    self.meter.charge("send", step)
         if not non_block:
             return output
         future: Future[Any] = Future()
@@ -148,10 +151,10 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
             self.meter.charge("dispatch_sample", step)
         sent_ns = self.native.now_ns()
         # The last stage samples, the others wait for its tokens.
-        outputs = [
-            self._run(stage, sent_ns, "sample", step, grammar_output) for stage in reversed(self.stages)
-        ]
-        sampled = SampledFuture(self, outputs[0], batch, step)
+        output = self._run(self.stages[-1], sent_ns, "sample", step, grammar_output)
+        for stage in self.stages[:-1]:
+            self._run(stage, sent_ns, "receive", step, grammar_output)
+        sampled = SampledFuture(self, output, batch, step)
         return sampled if non_block else sampled.result()
 
     def wait_for(
