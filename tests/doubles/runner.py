@@ -7,29 +7,17 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from revati.deployment.wire import TrialResult
 from revati.spec import DeploymentSpec
 from revati.workload import Workload
 
 DIES, CRASHES, TOO_BIG, SLOW = 7001, 7002, 7003, 7004
-
-
-@dataclass
-class TrialResult:
-    status: str
-    reason: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-    kv_cache_blocks: int = 0
-    provenance: dict[str, float] = field(default_factory=dict)
-    wall_s: float = 0.0
-    requests_path: Path | None = None
-    log_path: Path | None = None
 
 
 class TemplateServer:

@@ -13,6 +13,7 @@ from revati import emulate, sweep
 from revati.search import cli
 from revati.search.build import build_problem, build_workload, one_spec, plain
 from revati.search.run import build, check_sweep
+from tests.search.problems import TINY
 
 # The table of the default host may not be installed where tests run.
 FREE = "host.mode=free"
@@ -149,16 +150,7 @@ def test_plus_is_optional_and_flags_may_stand_anywhere() -> None:
     ]
 
 
-CONFIG_JSON: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 512,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "intermediate_size": 1024,
-    "vocab_size": 1000,
-    "rope_scaling": None,
-    "id2label": {"0": "A"},
-}
+CONFIG_JSON: dict[str, Any] = {**TINY, "rope_scaling": None, "id2label": {"0": "A"}}
 
 
 @pytest.mark.parametrize("name", ["my model (v2)", "llama7b", "plain"])
