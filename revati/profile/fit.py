@@ -13,7 +13,8 @@ import numpy as np
 import sklearn
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor
-from sklearn.model_selection import GroupKFold, KFold, cross_val_predict
+from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold, cross_val_predict
+from threadpoolctl import threadpool_limits
 
 from revati import paths
 from revati.timing import db
@@ -72,15 +73,16 @@ def held_out_errors(
 ) -> dict[str, NDArray[np.float64]]:
     """Relative errors of predictions for batches, and for whole head configurations, not trained on."""
     target = y - offset(kind, x)
-    folds = {
-        "batches": cross_val_predict(
-            regressor(kind), x, target, cv=KFold(FOLDS, shuffle=True, random_state=0)
-        ),
-        "head counts": cross_val_predict(
-            regressor(kind), x, target, groups=groups, cv=GroupKFold(min(FOLDS, len(set(groups))))
-        ),
+    folds: dict[str, BaseCrossValidator] = {"batches": KFold(FOLDS, shuffle=True, random_state=0)}
+    if len(set(groups)) > 1:
+        folds["head counts"] = GroupKFold(min(FOLDS, len(set(groups))))
+    predicted = {
+        name: cross_val_predict(
+            regressor(kind), x, target, groups=groups if name == "head counts" else None, cv=cv
+        )
+        for name, cv in folds.items()
     }
-    return {name: np.exp(predicted - target) - 1.0 for name, predicted in folds.items()}
+    return {name: np.exp(guess - target) - 1.0 for name, guess in predicted.items()}
 
 
 def _weighted(errors: NDArray[np.float64], log_us: NDArray[np.float64]) -> float:
@@ -116,6 +118,12 @@ def fit(
     Args:
         equal_requests: the rows are of batches of equal requests, with the reduction over splits included.
     """
+    # More threads than free cores would spin for each other: one is fast enough, and repeatable.
+    with threadpool_limits(1, user_api="openmp"):
+        _fit(db_dir, gpu, kinds, equal_requests)
+
+
+def _fit(db_dir: Path, gpu: str, kinds: tuple[str, ...], equal_requests: bool) -> None:
     rows = db.read(db_dir, gpu).to_pylist()
     limits = load_limits(paths.conf_dir() / "gpu", gpu)
     for kind in kinds:

@@ -17,14 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from revati import paths
-from revati.interception.gpu import load_gpu
 from revati.timing import db
 from revati.timing.curve import Curve
 from revati.timing.estimate import Estimate
 from revati.timing.gemm import FULL_CLOCK_TOKENS, GemmModel, Key, along_tokens
 from revati.timing.gpu import GpuLimits, load_limits
 from revati.timing.in_engine import FILE as IN_ENGINE
-from revati.timing.power import demand
 from revati.timing.timer import LAUNCH_KINDS
 from revati.timing.trees import Trees
 
@@ -56,23 +54,6 @@ def left_out_shapes(limits: GpuLimits, points: dict[Key, Points]) -> list[Held]:
         model = GemmModel(limits, others)
         for m, us in sorted(own)[::SHAPE_SAMPLE]:
             found.append((m, model.estimate(int(m), *key, key[2]).duration_us, us))
-    return found
-
-
-def under_power_limit(gpu: str, limits: GpuLimits, points: dict[Key, Points]) -> list[Held]:
-    """Products that were measured back to back, from full clock and the power model's steady state."""
-    description = load_gpu(gpu)
-    if description.power is None:
-        return []
-    model = GemmModel(limits, {key: [(int(m), us) for m, us in own] for key, own in points.items()})
-    found = []
-    for key, own in points.items():
-        for m, us in own:
-            if m > FULL_CLOCK_TOKENS:
-                estimate = model.estimate(int(m), *key, key[2])
-                power_w, sensitivity = demand(description, estimate)
-                slower = description.power.stretch(power_w) - 1.0
-                found.append((m, estimate.duration_us * (1.0 + sensitivity * slower), us))
     return found
 
 
@@ -117,18 +98,14 @@ def report(db_dir: Path, gpu: str) -> str:
         "## GEMM, a token count left out and interpolated between its neighbours",
         "",
         "The grid's spacing is doubled by leaving a point out, so the error between grid points is smaller.",
+        f"Up to {FULL_CLOCK_TOKENS} tokens: longer products met the power limit while they were measured.",
+        "`python -m revati.profile.power_fit` says how well the power model explains what it does.",
         "",
         *_table("m up to", _by_bucket(points)),
         "",
         "## GEMM, a weight shape left out and answered from the others",
         "",
         *_table("m up to", _by_bucket(left_out_shapes(limits, gemm))),
-        "",
-        f"## GEMM of more than {FULL_CLOCK_TOKENS} tokens",
-        "",
-        "Measured back to back under the power limit; predicted from the full clock and the power model.",
-        "",
-        *_table("", {"all": under_power_limit(gpu, limits, every)}),
         "",
         "## Attention, held out of the fit",
         "",

@@ -144,6 +144,11 @@ def test_gap_comes_from_engine_recordings(timer: KernelTimer) -> None:
     [
         ("void cutlass::device_kernel<flash::enable_sm90_or_later<flash::FlashAttnFwdSm90<x> > >(y)", "main"),
         ("void cutlass::device_kernel<flash::FlashAttnFwdCombine<z> >(y)", "combine"),
+        ("void flash::flash_fwd_splitkv_kernel<Flash_fwd_kernel_traits<128, 64> >(x)", "main"),
+        ("void flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128, 64> >(x)", "main"),
+        ("void flash::flash_fwd_splitkv_combine_kernel<Flash_fwd_kernel_traits<128> >(x)", "combine"),
+        ("kernel_unified_attention_2d", "main"),
+        ("reduce_segments", "combine"),
         ("void flash::prepare_varlen_num_blocks_kernel<1, false>(int)", None),
         ("triton_red_fused_add_rms_norm_0", None),
     ],
