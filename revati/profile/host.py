@@ -8,7 +8,7 @@ from pathlib import Path
 
 from revati import paths
 from revati.profile import host_fit
-from revati.profile.host_calibration import CASES, DEFAULT_CASES
+from revati.profile.host_load import CASES, DEFAULT_CASES
 from revati.profile.options import HostOptions
 
 

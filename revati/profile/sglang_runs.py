@@ -31,16 +31,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from revati.profile.host_calibration import (
-    EngineCase,
-    Outcome,
-    Request,
-    convert_scenes,
-    cpu_name,
-    gpu_query,
-    segments,
-    write_model,
-)
+from revati.profile.host_client import Outcome
+from revati.profile.host_engine import convert_scenes
+from revati.profile.host_load import EngineCase, Request, segments, write_model
+from revati.profile.machine import cpu_name, gpu_query
 from revati.workload.lengths import LognormalLengths
 from revati.workload.workload import Workload
 

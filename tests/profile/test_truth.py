@@ -16,7 +16,7 @@ import pytest
 from revati.compact import write_compact
 from revati.deployment.metrics import summarize
 from revati.engines.vllm.step_log import COUNT_COLUMNS, TIME_COLUMNS
-from revati.profile.host_calibration import Client, Outcome, now
+from revati.profile.host_client import Client, Outcome, now
 from revati.profile.truth import __main__ as command
 from revati.profile.truth.cases import CaseError, Cases, EngineRuns, Load
 from revati.profile.truth.pack import pack
@@ -207,7 +207,7 @@ def test_the_client_keeps_the_engines_statistics() -> None:
 
     pytest.importorskip("vllm")
     client = Client(Engine(), 1000)
-    from revati.profile.host_calibration import Request
+    from revati.profile.host_load import Request
 
     asyncio.run(client.segment("s", [Request(0.0, 4, 3)]))
     (seen,) = client.outcomes

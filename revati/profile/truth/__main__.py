@@ -23,7 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from revati.engines.vllm.step_log import ENABLE_VARIABLE
-from revati.profile.host_calibration import INSTALL_HINT, gpu_query, missing_plugins, now, run_loop
+from revati.profile.host_calibration import INSTALL_HINT, missing_plugins
+from revati.profile.host_client import now
+from revati.profile.host_engine import run_loop
+from revati.profile.machine import gpu_query
 from revati.profile.truth.cases import CaseError, Cases, EngineRuns
 from revati.profile.truth.pack import pack
 from revati.profile.truth.run import GPU_STATE, measure

@@ -23,18 +23,11 @@ import pyarrow.parquet as pq
 from revati.compact import write_compact
 from revati.deployment.metrics import summarize
 from revati.engines.vllm.step_log import TIME_COLUMNS
-from revati.profile.host_calibration import (
-    Client,
-    EngineCase,
-    Outcome,
-    Request,
-    describe,
-    gpu_query,
-    now,
-    start_engine,
-    write_model,
-)
+from revati.profile.host_client import Client, Outcome, now
+from revati.profile.host_engine import start_engine
+from revati.profile.host_load import EngineCase, Request, write_model
 from revati.profile.host_probe import python_probes
+from revati.profile.machine import describe, gpu_query
 from revati.profile.truth.cases import EngineRuns, Load
 from revati.workload import Workload
 
