@@ -141,6 +141,7 @@ class DeploymentSpec:
     engine_args: dict[str, Any] = field(default_factory=dict)
     timing_source: str = "kernel_db"  # where kernel durations come from
     timing_require: str | None = None  # refuse timings of weaker provenance than this
+    warmed_up: bool = True  # it has served such batches before, so its allocators' caches have grown
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -162,7 +163,9 @@ class DeploymentSpec:
         late = set(scheduler_knobs)
         early = {name: value for name, value in self.engine_args.items() if name not in late}
         # One template is one engine: how many of them a deployment has does not matter to it.
-        content = replace(self, engine_args=early, replicas=1, routing="none", seed=0).to_json()
+        content = replace(
+            self, engine_args=early, replicas=1, routing="none", warmed_up=True, seed=0
+        ).to_json()
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
@@ -179,6 +182,7 @@ class DeploymentSpec:
                 "engine_args": self.engine_args,
                 "timing_source": self.timing_source,
                 "timing_require": self.timing_require,
+                "warmed_up": self.warmed_up,
                 "seed": self.seed,
             },
             sort_keys=True,

@@ -100,6 +100,8 @@ class NativeCore:
         self.set_attention: Callable[[int, int, int, int, float, float], None] = lib.revati_set_attention
         self.set_power_limit: Callable[[float, float, float, int], None] = lib.revati_set_power_limit
         self.set_gaps: Callable[[int, int, int], None] = lib.revati_set_gaps
+        # Device and pinned memory: whether getting more of it waits for the GPU, as it really does.
+        self.set_allocations_wait: Callable[[bool], None] = lib.revati_set_allocations_wait
         self.reset_counters: Callable[[], None] = lib.revati_reset_counters
 
     def configure(self, environment: str) -> None:

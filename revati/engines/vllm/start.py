@@ -89,6 +89,7 @@ def prepare(warm: WarmEngine, spec: DeploymentSpec) -> None:
     assert isinstance(warm.replica, VllmReplica)
     apply_limits(warm.replica, Limits(**_limits(spec)))
     warm.meter.set_costs(_host_costs(spec))
+    warm.core.set_allocations_wait(not spec.warmed_up)
 
 
 def _limits(spec: DeploymentSpec) -> dict[str, int]:

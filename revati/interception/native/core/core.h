@@ -113,6 +113,7 @@ REVATI_CORE void host_register(void *pointer, size_t bytes);
 REVATI_CORE bool release(void *pointer);
 REVATI_CORE const Allocation *find_allocation(const void *pointer);
 REVATI_CORE void memory_info(int device, size_t *free_bytes, size_t *total_bytes);
+REVATI_CORE void wait_to_allocate();   // changing the memory map waits for the work on the current device
 REVATI_CORE void charge_memory(int device, int64_t bytes);   // memory taken outside any allocation
 // Copies of at most this many bytes carry data that the host may read back; larger ones are bulk.
 constexpr size_t kMetadataBytes = 1 << 20;

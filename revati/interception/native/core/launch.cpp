@@ -210,10 +210,18 @@ void synchronize_device(int device) {
     if (stream->device == device) wait_until(stream->tail);
 }
 
+// An engine that has served such batches before finds all memory in its allocators' caches.  One emulated as
+// such has not, so its allocations must not wait.
+static bool allocations_wait = false;
+void wait_to_allocate() {
+  if (allocations_wait) synchronize_device(current_device());
+}
+
 }  // namespace revati
 
 using namespace revati;
 
+REVATI_API void revati_set_allocations_wait(int wait) { allocations_wait = wait; }
 REVATI_API void revati_set_resolver(void (*callback)(const LaunchKey *, Cost *)) {
   resolver = callback;
   costs.clear();
