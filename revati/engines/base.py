@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,3 +44,20 @@ class Replica(Protocol):
 
     def step(self) -> Sequence[RequestOutput]:
         """Run one engine step; returns what it sends to the frontend, possibly nothing."""
+
+
+class Server(Protocol):
+    """An engine that runs as its own processes, seen from its frontend's."""
+
+    @property
+    def kv_cache_blocks(self) -> int: ...
+
+    def generate(self, request: Request) -> AsyncIterator[RequestOutput]:
+        """Send a request now; yields its tokens as they come."""
+
+    async def gpu_time_shares(self) -> dict[str, float]:
+        """Fraction of GPU busy time by provenance since `reset_counters`."""
+
+    async def reset_counters(self) -> None: ...
+
+    def close(self) -> None: ...

@@ -103,7 +103,7 @@ class LaunchPricing:
             return Estimate(0.0, "measured", 0.0, "attention")  # priced per batch, see set_batch
         for kernel, implementation in _CUSTOM_ALL_REDUCE.items():
             if kernel in name:
-                cost.per_tokens = 1
+                cost.per_tokens = cost.meets = 1
                 nbytes = key.num_tokens * self._hidden_bytes
                 return self._timer.collective("all_reduce", nbytes, self._timer.shape.tp, implementation)
         grid, block = tuple(key.grid), tuple(key.block)

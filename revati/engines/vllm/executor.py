@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm.config import CUDAGraphMode
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.worker.gpu.cudagraph_utils import get_uniform_token_count
 
+from revati.engines.vllm.batch import Batch, BatchReader
 from revati.engines.vllm.fold import fold_ranks
 from revati.engines.vllm.limits import set_profiled_limits
 from revati.engines.vllm.memory import Limits, MemoryOracle
 from revati.timing.attach import LaunchPricing
-from revati.virtual_time.host import IDLE_STEP, HostMeter, StepKind, StepShape
+from revati.virtual_time.host import HostMeter, StepShape
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
-
-_KINDS: dict[CUDAGraphMode, StepKind] = {CUDAGraphMode.FULL: "full", CUDAGraphMode.PIECEWISE: "piecewise"}
-# Ordinary ids: neither the special ones at the vocabulary's ends nor always the same.
-_FIRST_TOKEN_ID, _TOKEN_ID_STRIDE = 100, 7919
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One step's requests: new tokens, total context and whether the step samples a token for each."""
-
-    query_lens: list[int]
-    context_lens: list[int]
-    samples: dict[str, int | None]  # request id -> token id, None in the middle of a prompt
-    num_prefills: int
-    prompt_tokens: int
 
 
 class SampledFuture(Future[Any]):
@@ -47,9 +31,7 @@ class SampledFuture(Future[Any]):
         if not self.done():
             with self._meter.waiting(self._step):
                 output: ModelRunnerOutput = self._inner.result(timeout)
-            # No kernel ran: the ids in "device" memory mean nothing.
-            tokens = (self._batch.samples[req_id] for req_id in output.req_ids)
-            output.sampled_token_ids = [[] if token is None else [token] for token in tokens]
+            self._batch.fill(output)
             self.set_result(output)
         return super().result()
 
@@ -69,8 +51,7 @@ class EmulatedExecutor(UniProcExecutor):  # type: ignore[misc]  # vLLM is not se
 
     def _init_executor(self) -> None:
         fold_ranks(self.vllm_config.parallel_config.world_size)
-        self._prefill_lens: dict[str, int] = {}
-        self._vocab_size: int = self.vllm_config.model_config.get_vocab_size()
+        self._reader = BatchReader(self.vllm_config)
         self._batches: dict[int, tuple[Batch, StepShape]] = {}  # by identity of the scheduler's output
         self._current: tuple[Batch, StepShape] | None = None
         super()._init_executor()
@@ -90,8 +71,9 @@ class EmulatedExecutor(UniProcExecutor):  # type: ignore[misc]  # vLLM is not se
         """Shape of a scheduled step, from its scheduling until `retire`."""
         known = self._batches.get(id(scheduler_output))
         if known is None:
-            batch = self._describe(scheduler_output)
-            known = self._batches[id(scheduler_output)] = batch, self._shape(scheduler_output, batch)
+            batch = self._reader.read(scheduler_output)
+            shape = self._reader.shape(scheduler_output, batch, self._dispatch)
+            known = self._batches[id(scheduler_output)] = batch, shape
         return known[1]
 
     def retire(self, scheduler_output: SchedulerOutput) -> StepShape:
@@ -118,40 +100,6 @@ class EmulatedExecutor(UniProcExecutor):  # type: ignore[misc]  # vLLM is not se
         sampled = SampledFuture(future, batch, step, self.meter)
         return sampled if non_block else sampled.result()
 
-    def _describe(self, scheduled: SchedulerOutput) -> Batch:
-        computed: dict[str, int] = {}
-        for new in scheduled.scheduled_new_reqs:
-            computed[new.req_id] = new.num_computed_tokens
-            prefill = new.prefill_token_ids or new.prompt_token_ids
-            assert prefill is not None
-            self._prefill_lens[new.req_id] = len(prefill)
-        cached = scheduled.scheduled_cached_reqs
-        computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
-        query_lens, context_lens = [], []
-        samples: dict[str, int | None] = {}
-        num_prefills = prompt_tokens = 0
-        for req_id, new_tokens in scheduled.num_scheduled_tokens.items():
-            context = computed[req_id] + new_tokens
-            query_lens.append(new_tokens)
-            context_lens.append(context)
-            prefill_len = self._prefill_lens[req_id]
-            if computed[req_id] < prefill_len:
-                num_prefills += 1
-                prompt_tokens += new_tokens
-            ordinary = _FIRST_TOKEN_ID + context * _TOKEN_ID_STRIDE % max(
-                1, self._vocab_size - 2 * _FIRST_TOKEN_ID
-            )
-            samples[req_id] = ordinary if context >= prefill_len else None
-        for req_id in scheduled.finished_req_ids:
-            self._prefill_lens.pop(req_id, None)
-        return Batch(query_lens, context_lens, samples, num_prefills, prompt_tokens)
-
-    def _shape(self, scheduled: SchedulerOutput, batch: Batch) -> StepShape:
-        num_reqs, num_tokens = len(batch.query_lens), scheduled.total_num_scheduled_tokens
-        if not num_tokens:
-            return IDLE_STEP
-        runner = self.driver_worker.worker.model_runner
-        uniform = get_uniform_token_count(num_reqs, num_tokens, max(batch.query_lens))
-        mode = runner.cudagraph_manager.dispatch(num_reqs, num_tokens, uniform, 0).cg_mode
-        eager: StepKind = "eager" if self.vllm_config.model_config.enforce_eager else "compiled"
-        return StepShape(_KINDS.get(mode, eager), num_reqs, batch.prompt_tokens, batch.num_prefills)
+    def _dispatch(self, num_reqs: int, num_tokens: int, uniform: int | None) -> CUDAGraphMode:
+        manager = self.driver_worker.worker.model_runner.cudagraph_manager
+        return manager.dispatch(num_reqs, num_tokens, uniform, 0).cg_mode
