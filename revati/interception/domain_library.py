@@ -45,6 +45,7 @@ class DomainLibrary:
             ctypes.c_double,
             ctypes.c_char_p,
         ]
+        lib.revati_domain_watch.argtypes = [ctypes.c_int64, ctypes.c_char_p]
         lib.revati_domain_now.restype = ctypes.c_int64
 
     def create(self, path: Path, skew_ns: int, cpu_factor: float, real_time_threads: str) -> None:
@@ -63,10 +64,10 @@ class DomainLibrary:
         """A slot for the next program that this process starts; -1 if the domain is full."""
         return int(self._lib.revati_domain_reserve())
 
-    def watch(self) -> str:
-        """One round of the monitor; says which process died without leaving, if one did."""
+    def watch(self, wait_ns: int) -> str:
+        """One round of the monitor, which lasts so long unless a process ends; says which process was killed or crashed, if one was."""
         reason = ctypes.create_string_buffer(_REASON_BYTES)
-        self._lib.revati_domain_watch(reason)
+        self._lib.revati_domain_watch(wait_ns, reason)
         return reason.value.decode(errors="replace")
 
     def stuck(self) -> bool:

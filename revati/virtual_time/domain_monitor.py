@@ -16,7 +16,7 @@ from pathlib import Path
 
 from revati.interception.domain_library import DomainLibrary
 
-_ROUND_S = 0.004
+_ROUND_NS = 4_000_000
 _STUCK_CHECK_S = 0.25
 
 
@@ -47,7 +47,7 @@ def monitor(path: Path, launcher: int, stuck_s: float, tolerate_deaths: bool) ->
     stuck_since: float | None = None
     next_stuck_check = 0.0
     while library.ended() is None:
-        died = library.watch()
+        died = library.watch(_ROUND_NS)
         if died and not tolerate_deaths:
             library.end(died)
         if os.getppid() != launcher:
@@ -62,7 +62,6 @@ def monitor(path: Path, launcher: int, stuck_s: float, tolerate_deaths: bool) ->
             elif now - stuck_since > stuck_s:
                 print(library.describe(), file=sys.stderr, flush=True)
                 library.end(f"stuck: for {stuck_s:g} s every thread has waited for something that never came")
-        time.sleep(_ROUND_S)
     kill_members(library)
     with contextlib.suppress(FileNotFoundError):
         path.unlink()

@@ -45,6 +45,7 @@ REVATI_API const revati::DomainClock *revati_domain_clock() {
 }
 
 REVATI_API int64_t revati_now() { return segment ? virtual_now() : 0; }
+REVATI_API int64_t revati_real_now() { return real_now_ns(); }  // for measurements of the domain itself
 REVATI_API void revati_charge(int64_t ns) { clock_charge(ns); }
 REVATI_API void revati_sleep_until(int64_t ns) { clock_wait_until(ns); }
 

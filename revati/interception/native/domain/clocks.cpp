@@ -44,8 +44,9 @@ ns_t epoch(clockid_t clock) {
 }
 
 ns_t deadline_of(clockid_t clock, const timespec *absolute) {
-  if (!absolute || absolute->tv_sec > kNever / 1000000000LL / 2) return kNever;
-  return to_ns(*absolute) - epoch(clock);
+  constexpr time_t kRepresentable = INT64_MAX / 1000000000LL;
+  if (!absolute || absolute->tv_sec >= kRepresentable) return kNever;
+  return std::min(kNever, to_ns(*absolute) - epoch(clock));
 }
 
 }  // namespace revati::domain

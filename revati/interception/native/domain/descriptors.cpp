@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/select.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
@@ -148,6 +149,15 @@ ssize_t receive(int file, int flags, const char *name, Call call) {
     errno = error;
     return result;
   }
+  timeval timeout{};
+  socklen_t length = sizeof timeout;
+  raw(SYS_getsockopt, file, SOL_SOCKET, SO_RCVTIMEO, as_long(&timeout), as_long(&length));
+  if (timeout.tv_sec || timeout.tv_usec) {
+    pollfd one{file, POLLIN, 0};
+    const int count = poll_until(thread, &one, 1, after(timeout.tv_sec * 1000000000LL + timeout.tv_usec * 1000LL), nullptr);
+    if (count <= 0) return fail(count ? errno : EAGAIN);
+    return call();
+  }
   if (!block(thread, Kind::kKernel, kNever, name, file)) return fail(EINTR);
   const ssize_t result = call();
   const int error = errno;
@@ -277,6 +287,12 @@ REVATI_API int accept4(int file, sockaddr *address, socklen_t *length, int flags
 
 REVATI_API ssize_t write(int file, const void *buffer, size_t bytes) {
   return send_out(file, 0, "write", [&] { return REAL(write)(file, buffer, bytes); });
+}
+REVATI_API int eventfd_read(int file, eventfd_t *value) {
+  return read(file, value, sizeof *value) == sizeof *value ? 0 : -1;
+}
+REVATI_API int eventfd_write(int file, eventfd_t value) {
+  return write(file, &value, sizeof value) == sizeof value ? 0 : -1;
 }
 REVATI_API ssize_t writev(int file, const iovec *parts, int count) {
   return send_out(file, 0, "writev", [&] { return REAL(writev)(file, parts, count); });

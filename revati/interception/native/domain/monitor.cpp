@@ -81,19 +81,53 @@ std::string describe() {
   return text;
 }
 
-// Frees the slots of a dead process; true: it had not said good-bye.
-bool bury(int pid, std::string &who) {
+// How a dead process ended, as waitpid tells: from the zombie, or (Linux 6.15) from the pidfd of one reaped.
+bool exit_status(int pid, int pidfd, int &status) {
+  char path[64], text[1024];
+  snprintf(path, sizeof path, "/proc/%d/stat", pid);
+  const int file = static_cast<int>(raw(SYS_openat, AT_FDCWD, as_long(path), O_RDONLY | O_CLOEXEC));
+  if (file >= 0) {
+    const long length = raw(SYS_read, file, as_long(text), sizeof text - 1);
+    raw(SYS_close, file);
+    text[length > 0 ? length : 0] = 0;
+    const char *field = strrchr(text, ')');
+    if (field && field[1] && field[2] == 'Z') {
+      const char *last = strrchr(text, ' ');  // exit_code is the last field
+      if (last) { status = atoi(last + 1); return true; }
+    }
+  }
+  struct { uint64_t mask, cgroup; uint32_t ids[11]; int32_t exit_code; } information{};
+  static_assert(sizeof information == 64);
+  constexpr uint64_t kExit = 1 << 3;
+  information.mask = kExit;
+  if (pidfd < 0 || raw(SYS_ioctl, pidfd, 0xC040FF0B /* PIDFD_GET_INFO */, as_long(&information)) < 0) return false;
+  status = information.exit_code;
+  return information.mask & kExit;
+}
+
+// Ends that a pipeline or a shutdown brings about all the time.
+bool ordinary(int signal) {
+  return signal == 0 || signal == SIGPIPE || signal == SIGTERM || signal == SIGINT || signal == SIGHUP ||
+         signal == SIGALRM || signal == SIGQUIT || signal == SIGUSR1 || signal == SIGUSR2;
+}
+
+// Frees the slots of a dead process; true: nobody can have wanted its end.
+bool bury(int pid, int pidfd, std::string &who) {
   Domain &d = *segment;
   bool accident = false;
+  int status = 0;
+  const bool known = exit_status(pid, pidfd, status);
   for (int i = 0; i < d.high; ++i) {
     Slot &slot = d.slots[i];
     if (slot.pid != pid || slot.state == State::kFree) continue;
-    if (slot.state != State::kLeaving && !slot.exit_expected) {
+    if (known ? !ordinary(status & 0x7f) && !slot.exit_expected
+              : slot.claimed && slot.state != State::kLeaving && !slot.exit_expected) {
       accident = true;
       if (slot.tid == pid || who.empty()) who = slot.name;
     }
     release(i);
   }
+  if (accident && known) who += ", signal " + std::to_string(status & 0x7f);
   d.in_doubt = 2;
   return accident;
 }
@@ -108,49 +142,59 @@ void follow_processes() {  // a pidfd for each member
   }
 }
 
-void bury_the_dead(std::string &reason) {
+// Waits for a death, at most for a while.
+void bury_the_dead(int64_t wait_ns, std::string &reason) {
   pollfd polled[kSlots];
   int pids[kSlots], count = 0;
   for (const auto &[pid, file] : watch.pidfds)
     if (count < kSlots) { polled[count] = {file, POLLIN, 0}; pids[count++] = pid; }
-  timespec none{0, 0};
-  raw(SYS_ppoll, as_long(polled), count, as_long(&none), 0, 8);
+  timespec wait = to_timespec(wait_ns);
+  raw(SYS_ppoll, as_long(polled), count, as_long(&wait), 0, 8);
   for (int i = 0; i < count; ++i) {
     const bool gone = polled[i].fd < 0 ? !process_alive(pids[i]) : polled[i].revents != 0;
     if (!gone) continue;
     std::string who;
     lock();
-    const bool accident = bury(pids[i], who);
+    const bool accident = bury(pids[i], polled[i].fd, who);
     pick();
     unlock();
     if (polled[i].fd >= 0) raw(SYS_close, polled[i].fd);
     watch.pidfds.erase(pids[i]);
     if (accident && reason.empty())
-      reason = "process " + std::to_string(pids[i]) + " (" + who + ") died without leaving: killed or crashed";
+      reason = "process " + std::to_string(pids[i]) + " (" + who + ") was killed or crashed";
   }
 }
 
-// Reserved for a child that never came: its program is static, or its environment was cleaned.
+std::string contents(int pid, const char *name) {
+  char path[64], part[4096];
+  snprintf(path, sizeof path, "/proc/%d/%s", pid, name);
+  const int file = static_cast<int>(raw(SYS_openat, AT_FDCWD, as_long(path), O_RDONLY | O_CLOEXEC));
+  if (file < 0) return "";
+  std::string text;
+  for (long length; (length = raw(SYS_read, file, as_long(part), sizeof part)) > 0;) text.append(part, length);
+  raw(SYS_close, file);
+  return text;
+}
+
+// A program without a dynamic loader, or one whose environment was cleaned.
+bool never_joins(int pid) {
+  const std::string environment = contents(pid, "environ");
+  if (!environment.empty() && environment.find("REVATI_DOMAIN=") == std::string::npos) return true;
+  const std::string maps = contents(pid, "maps");
+  return !maps.empty() && maps.find("/ld-") == std::string::npos && maps.find("librevati_domain") == std::string::npos;
+}
+
 void drop_unclaimed() {
   Domain &d = *segment;
   const int64_t now = real_now_ns();
+  bool any = false;
+  for (int i = 0; i < d.high; ++i) any |= d.slots[i].state != State::kFree && !d.slots[i].claimed;
+  if (!any) return;
   lock();
   for (int i = 0; i < d.high; ++i) {
     Slot &slot = d.slots[i];
     if (slot.state == State::kFree || slot.claimed) continue;
-    bool drop = now - slot.since_real_ns > kUnclaimed;
-    if (!drop && slot.pid > 0 && now - slot.since_real_ns > 50 * kMs) {
-      char path[64], text[4096];
-      snprintf(path, sizeof path, "/proc/%d/maps", slot.pid);
-      const int file = static_cast<int>(raw(SYS_openat, AT_FDCWD, as_long(path), O_RDONLY | O_CLOEXEC));
-      bool dynamic = file < 0;  // gone: buried elsewhere
-      std::string maps;
-      for (long length; file >= 0 && (length = raw(SYS_read, file, as_long(text), sizeof text)) > 0;) maps.append(text, length);
-      if (file >= 0) raw(SYS_close, file);
-      dynamic |= maps.empty() || maps.find("/ld-") != std::string::npos || maps.find("ld-linux") != std::string::npos;
-      const bool joining = maps.find("librevati_domain") != std::string::npos;
-      drop = !dynamic || (!joining && now - slot.since_real_ns > 2000 * kMs);
-    }
+    const bool drop = now - slot.since_real_ns > kUnclaimed || (slot.pid > 0 && never_joins(slot.pid));
     if (drop) release(i);
   }
   pick();
@@ -195,12 +239,12 @@ void look_after_token() {
       pick();
     }
     unlock();
-  } else if (letter == 'R' && d.next_key < kNever) {
+  } else if (letter == 'R') {
     const int64_t cpu = cpu_ns(slot.pid, slot.tid);
     if (watch.cpu_at_grant < 0) watch.cpu_at_grant = cpu;
     if (cpu - watch.cpu_at_grant > kComputesLong) {
       lock();
-      if (d.token == holder && d.counters.grants == grants && slot.running) {
+      if (d.token == holder && d.counters.grants == grants && slot.running && search() != kNobody) {
         slot.word = 0;
         slot.preempted = 1;
         slot.state = State::kReady;
@@ -295,16 +339,15 @@ REVATI_API int revati_domain_reserve() {
   return index;
 }
 
-// One round of the monitor.  `reason` (512 bytes) gets text when a process died without leaving.
+// One round of the monitor, which lasts `wait_ns` unless a process ends.  `reason` (512 bytes) gets text when a process died without leaving.
 // Returns 1 when the domain has ended, 2 when a process died, else 0.
-REVATI_API int revati_domain_watch(char *reason) {
+REVATI_API int revati_domain_watch(int64_t wait_ns, char *reason) {
   if (segment->ended) return 1;
   follow_processes();
   std::string died;
-  bury_the_dead(died);
+  bury_the_dead(wait_ns, died);
   look_after_token();
-  static int round = 0;
-  if (++round % 10 == 0) drop_unclaimed();
+  drop_unclaimed();
   snprintf(reason, 512, "%s", died.c_str());
   return died.empty() ? 0 : 2;
 }

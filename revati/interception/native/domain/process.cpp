@@ -81,13 +81,13 @@ void join() {
 namespace {
 
 __attribute__((constructor(101))) void join_at_start() { join(); }
-
-__attribute__((destructor(101))) void leave() { leave_process(); }
+__attribute__((destructor(101))) void exit_orderly() { leave_process(); }
 
 // ---- forks ----
 
 struct Child {
   int index = kNobody;
+  uint32_t generation = 0;  // the child may have been and gone before we hear its process id
   Thread *parent = nullptr;
   // A slot for the child, before it exists: time cannot pass it by.
   Child() {
@@ -97,6 +97,7 @@ struct Child {
     Guard guard;
     lock();
     index = reserve(virtual_now(), 0, process_id);
+    if (index != kNobody) generation = segment->slots[index].generation;
     unlock();
   }
   void born(pid_t pid) {
@@ -104,7 +105,8 @@ struct Child {
     Guard guard;
     lock();
     Slot &slot = segment->slots[index];
-    if (pid <= 0) {
+    if (slot.generation != generation) {
+    } else if (pid <= 0) {
       if (!slot.claimed) release(index);
     } else if (slot.pid == 0 && !slot.claimed) {
       slot.pid = pid;
@@ -113,19 +115,31 @@ struct Child {
   }
 };
 
-pid_t fork_member(pid_t (*fork_function)()) {
-  if (!segment) return fork_function();
-  Child child;
-  ++self.depth;  // handlers of pthread_atfork run on the parent's slot
-  const pid_t pid = fork_function();
-  --self.depth;
-  if (pid == 0) {
-    process_id = getpid();
-    self = Thread{};
-    if (domain && child.index != kNobody) claim(&self, child.index);
-  } else {
+// Around fork(), inside the handlers of other libraries: those find the child in its own place already.
+__thread Child *coming = nullptr;
+
+void before_fork() {
+  if (segment) coming = new Child;
+}
+
+void after_fork_in_child() {
+  if (!segment) return;
+  const int index = coming ? coming->index : kNobody;
+  process_id = getpid();
+  self = Thread{};
+  coming = nullptr;
+  if (domain && index != kNobody) claim(&self, index);
+}
+
+__attribute__((constructor(101))) void follow_forks() { pthread_atfork(before_fork, nullptr, after_fork_in_child); }
+
+pid_t fork_member() {
+  const pid_t pid = REAL(fork)();
+  if (pid != 0 && coming) {
     const int error = errno;
-    child.born(pid);
+    coming->born(pid);
+    delete coming;
+    coming = nullptr;
     errno = error;
   }
   return pid;
@@ -142,6 +156,7 @@ int exec_member(Exec exec) {
   self.base = local_now();
   thread->slot->time = self.base;
   thread->slot->claimed = 0;
+  thread->slot->since_real_ns = real_now_ns();
   unlock();
   const int result = exec();
   const int error = errno;
@@ -186,16 +201,18 @@ pid_t wait_for_child(int options, const char *name, uint64_t object, Call call) 
   return pid;
 }
 
-// A process that a member ends is no accident.
-void expect_exit(pid_t pid, int signal) {
-  if (!segment || signal == 0 || signal == SIGCONT || signal == SIGSTOP || signal == SIGCHLD) return;
+// Who gets a signal is in flight until it is seen asleep, and its end, if it ends, is no accident.
+void signal_slots(pid_t pid, int signal) {
+  if (!segment || signal == 0) return;
+  const bool ends = signal != SIGCONT && signal != SIGSTOP && signal != SIGCHLD;
   Guard guard;
   lock();
   for (int i = 0; i < segment->high; ++i) {
     Slot &slot = segment->slots[i];
     if (slot.state == State::kFree || slot.pid <= 1) continue;
-    if (slot.pid == pid || (pid <= 0 && slot.pid != process_id && getpgid(slot.pid) == (pid ? -pid : getpgrp())))
-      slot.exit_expected = 1;
+    if (slot.pid != pid && (pid > 0 || getpgid(slot.pid) != (pid ? -pid : getpgrp()))) continue;
+    slot.signalled = 1;
+    if (ends && slot.pid != process_id) slot.exit_expected = 1;
   }
   unlock();
 }
@@ -205,10 +222,9 @@ void expect_exit(pid_t pid, int signal) {
 
 using namespace revati::domain;
 
-REVATI_API pid_t fork() noexcept { return fork_member(REAL(fork)); }
-REVATI_API pid_t _Fork() noexcept { return fork_member(REAL(_Fork)); }
+REVATI_API pid_t fork() noexcept { return fork_member(); }
 // A child that borrows our memory cannot have a thread of its own: vfork may be a fork.
-REVATI_API pid_t vfork() noexcept { return fork_member(REAL(fork)); }
+REVATI_API pid_t vfork() noexcept { return fork_member(); }
 
 REVATI_API int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
                            const posix_spawnattr_t *attributes, char *const arguments[], char *const environment[]) {
@@ -328,14 +344,23 @@ REVATI_API int waitid(idtype_t type, id_t id, siginfo_t *information, int option
 REVATI_API int kill(pid_t pid, int signal) noexcept {
   if (Thread *thread = active()) sync(thread);
   if (segment) sent(&self);
-  if (pid != process_id) expect_exit(pid, signal);
+  signal_slots(pid, signal);
   const int result = REAL(kill)(pid, signal);
   if (segment) segment->in_doubt = 2;
   return result;
 }
+REVATI_API int pthread_kill(pthread_t handle, int signal) noexcept {
+  if (handle != pthread_self()) {
+    if (Thread *thread = active()) sync(thread);
+    if (segment) sent(&self);
+    signal_slots(process_id, signal);
+  }
+  return REAL(pthread_kill)(handle, signal);
+}
 REVATI_API int killpg(pid_t group, int signal) noexcept { return kill(-group, signal); }
 
 REVATI_API void _exit(int status) {
+  if (Thread *thread = active()) sync(thread);
   leave_process();
   raw(SYS_exit_group, status);
   __builtin_unreachable();

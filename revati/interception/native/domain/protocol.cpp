@@ -26,9 +26,9 @@ constexpr int64_t kRealSecond = 1000000000;
 
 bool charged() { return charge_cpu && segment->cpu_factor > 0 && !self.phases; }
 
-void futex_wait(std::atomic<uint32_t> &word, uint32_t value, int64_t real_ns) {
+long futex_wait(std::atomic<uint32_t> &word, uint32_t value, int64_t real_ns) {
   const timespec timeout = to_timespec(real_ns);
-  raw(SYS_futex, as_long(&word), FUTEX_WAIT, value, as_long(&timeout));
+  return raw(SYS_futex, as_long(&word), FUTEX_WAIT, value, as_long(&timeout));
 }
 
 void futex_wake(std::atomic<uint32_t> &word) { raw(SYS_futex, as_long(&word), FUTEX_WAKE, 1); }
@@ -54,14 +54,19 @@ void resume() {
 // The domain has ended: this process goes on in real time, so that it can still shut down.
 void detach() { domain = nullptr; }
 
-void await_grant() {
+// False: a signal's handler ran first.
+bool await_grant(bool interruptible = false) {
   Slot &slot = *self.slot;
   for (;;) {
     if (slot.word.load(std::memory_order_acquire)) break;
-    if (segment->ended) return detach();
-    futex_wait(slot.word, 0, kRealSecond);
+    if (segment->ended) {
+      detach();
+      return true;
+    }
+    if (futex_wait(slot.word, 0, kRealSecond) == -EINTR && interruptible) return false;
   }
   resume();
+  return true;
 }
 
 void become_ready(ns_t when) {  // lock held
@@ -216,6 +221,7 @@ void pick() {
         return;
       }
       d.in_doubt = d.in_doubt - 1;
+      for (int i = 0; d.in_doubt == 0 && i < d.high; ++i) d.slots[i].signalled.store(0, std::memory_order_relaxed);
       if (d.in_doubt > tolerated) {
         d.duty = self.index;
         return;
@@ -266,7 +272,7 @@ void cancel(Thread *thread) {
   unlock();
 }
 
-Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, uint64_t object) {
+Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, bool interruptible) {
   Domain &d = *segment;
   Slot &slot = *thread->slot;
   Guard guard;
@@ -290,7 +296,7 @@ Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, uint64_
     return Outcome::kWoken;
   }
   publish();
-  set_call(slot, call, object ? object : slot.object);
+  set_call(slot, call, kind == Kind::kQueue ? slot.object : 0);
   slot.woken = 0;
   slot.word.store(0);
   slot.running.store(0);
@@ -302,7 +308,21 @@ Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, uint64_
   pick();
   unlock();
   settle(thread->index);
-  await_grant();
+  if (!await_grant(interruptible)) {
+    slot.arrived.store(1, std::memory_order_release);
+    lock();
+    const bool interrupted = slot.state == State::kBlocked;
+    if (interrupted) {
+      d.waits_for[thread->index] = 0;
+      become_ready(std::max({slot.time, d.last_send.load(), d.now.load()}));
+      pick();
+    }
+    slot.arrived.store(0);
+    unlock();
+    settle(thread->index);
+    await_grant();
+    if (interrupted) return Outcome::kInterrupted;
+  }
   if (!domain) return kind == Kind::kQueue && !slot.woken ? wait_in_real_time(deadline) : Outcome::kWoken;
   return slot.woken ? Outcome::kWoken : Outcome::kTimedOut;
 }
@@ -502,27 +522,13 @@ void leave_thread(Thread *thread) {
   thread->gone = true;
 }
 
+// An orderly exit.  The token stays with the process until the monitor sees that the kernel has done with it.
 void leave_process() {
-  if (!segment || self.gone) return;
+  if (!segment) return;
   Guard guard;
-  Domain &d = *segment;
-  lock();
-  if (self.slot) publish();
   sent(&self);
-  for (int i = 0; i < d.high; ++i) {
-    Slot &slot = d.slots[i];
-    if (slot.pid != process_id || !slot.claimed || slot.state == State::kFree) continue;
-    slot.state = State::kLeaving;
-    slot.exit_expected = 1;
-    d.key[i] = kNever;
-    d.waits_for[i] = 0;
-    if (d.token == i) d.token = kNobody;
-  }
-  if (!d.ended) pick();
-  d.duty = kNobody;  // the monitor's, until this process is gone
-  unlock();
-  self.gone = true;
-  domain = nullptr;
+  for (int i = 0; i < segment->high; ++i)
+    if (segment->slots[i].pid == process_id) segment->slots[i].exit_expected = 1;
 }
 
 }  // namespace revati::domain

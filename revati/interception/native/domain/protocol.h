@@ -46,10 +46,10 @@ void observed(Thread *thread);
 void spin(Thread *thread, const char *call);
 inline void progress(Thread *thread) { thread->spins = thread->clock_reads = 0; }
 
-enum class Outcome { kTimedOut, kWoken };
+enum class Outcome { kTimedOut, kWoken, kInterrupted };
 // Waits that only the domain ends.  enqueue() announces the wait so that no wake gets lost before wait().
 void enqueue(Thread *thread, uint64_t queue, const char *call, const void *object);
-Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, uint64_t object = 0);
+Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, bool interruptible = false);
 void cancel(Thread *thread);                     // leaves the queue
 int wake(uint64_t queue, int count);             // how many were woken
 

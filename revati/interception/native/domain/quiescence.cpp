@@ -84,7 +84,7 @@ bool flying(int index) {
   if (index == self.index && process_id) return false;
   segment->counters.scanned.fetch_add(1, std::memory_order_relaxed);
   if (slot.state == State::kLeaving) return alive(slot.pid, slot.tid);
-  if (slot.state != State::kBlocked || slot.kind < Kind::kKernel) return false;
+  if (slot.state != State::kBlocked || (slot.kind < Kind::kKernel && !slot.signalled)) return false;
   return !asleep(index) || slot.arrived.load(std::memory_order_acquire);
 }
 

@@ -33,12 +33,20 @@ inline long raw(long number, long a = 0, long b = 0, long c = 0, long d = 0, lon
 template <typename T>
 long as_long(T value) { return (long)(value); }
 
-inline int64_t to_ns(const timespec &t) { return t.tv_sec * 1000000000LL + t.tv_nsec; }
+inline int64_t to_ns(const timespec &t) {  // saturates
+  return t.tv_sec >= INT64_MAX / 1000000000LL ? INT64_MAX : t.tv_sec * 1000000000LL + t.tv_nsec;
+}
 inline timespec to_timespec(int64_t ns) { return {ns / 1000000000LL, ns % 1000000000LL}; }
 
+// libc's own: the next library may be librevati.so, whose clock asks us again.
 inline int64_t real_clock(clockid_t id) {
+  static const auto libc_clock = [] {
+    void *libc = dlopen("libc.so.6", RTLD_LAZY | RTLD_NOLOAD);
+    return reinterpret_cast<decltype(&::clock_gettime)>(libc ? dlsym(libc, "clock_gettime") : nullptr);
+  }();
   timespec value;
-  REAL(clock_gettime)(id, &value);
+  if (libc_clock) libc_clock(id, &value);
+  else raw(SYS_clock_gettime, id, as_long(&value));
   return to_ns(value);
 }
 inline int64_t thread_cpu_ns() {

@@ -45,8 +45,9 @@ int wait_on(sem_t *pointer, ns_t deadline, const char *call) {
       cancel(thread);
       break;
     }
-    if (wait(thread, Kind::kQueue, deadline, call) == Outcome::kTimedOut) {
-      error = take(semaphore) ? 0 : ETIMEDOUT;
+    const Outcome outcome = wait(thread, Kind::kQueue, deadline, call, true);
+    if (outcome != Outcome::kWoken) {
+      error = take(semaphore) ? 0 : outcome == Outcome::kTimedOut ? ETIMEDOUT : EINTR;
       break;
     }
   }

@@ -48,6 +48,7 @@ struct alignas(64) Slot {
   int32_t woken;                   // a hooked waker ended the wait
   int32_t preempted;               // lost the token while computing or in a call that we do not interpose
   int32_t exit_expected;           // a member killed it
+  std::atomic<uint32_t> signalled; // a member sent it a signal: scanned, whatever it waits for
   uint32_t generation;             // of the slot's use
   ns_t time;                       // local time when it last gave up the token
   ns_t deadline;

@@ -8,10 +8,15 @@
 namespace revati::domain {
 namespace {
 
-void sleep_until(Thread *thread, ns_t deadline, const char *call) {
-  if (deadline <= local_now()) return spin(thread, call);
+// How much of it is left, when a signal interrupts it.
+ns_t sleep_until(Thread *thread, ns_t deadline, const char *call) {
+  if (deadline <= local_now()) {
+    spin(thread, call);
+    return 0;
+  }
   progress(thread);
-  wait(thread, Kind::kTimer, deadline, call);
+  if (wait(thread, Kind::kTimer, deadline, call, true) != Outcome::kInterrupted) return 0;
+  return std::max<ns_t>(1, deadline - virtual_now());
 }
 
 }  // namespace
@@ -23,8 +28,9 @@ REVATI_API int nanosleep(const timespec *request, timespec *remaining) {
   Thread *thread = active();
   if (!thread) return REAL(nanosleep)(request, remaining);
   if (request->tv_sec < 0 || request->tv_nsec < 0 || request->tv_nsec > 999999999) return fail(EINVAL);
-  sleep_until(thread, after(to_ns(*request)), "nanosleep");
-  return 0;
+  const ns_t left = sleep_until(thread, after(to_ns(*request)), "nanosleep");
+  if (left > 0 && remaining) *remaining = to_timespec(left);
+  return left > 0 ? fail(EINTR) : 0;
 }
 
 REVATI_API int clock_nanosleep(clockid_t clock, int flags, const timespec *request, timespec *remaining) {
@@ -36,22 +42,22 @@ REVATI_API int clock_nanosleep(clockid_t clock, int flags, const timespec *reque
     const timespec left = to_timespec(std::max<ns_t>(0, deadline - virtual_now()));
     return REAL(clock_nanosleep)(CLOCK_MONOTONIC, 0, &left, remaining);
   }
-  sleep_until(thread, deadline, "clock_nanosleep");
-  return 0;
+  const ns_t left = sleep_until(thread, deadline, "clock_nanosleep");
+  if (left > 0 && remaining && !(flags & TIMER_ABSTIME)) *remaining = to_timespec(left);
+  return left > 0 ? EINTR : 0;
 }
 
 REVATI_API int usleep(useconds_t us) {
   Thread *thread = active();
   if (!thread) return REAL(usleep)(us);
-  sleep_until(thread, after(us * 1000LL), "usleep");
-  return 0;
+  return sleep_until(thread, after(us * 1000LL), "usleep") > 0 ? fail(EINTR) : 0;
 }
 
 REVATI_API unsigned sleep(unsigned seconds) {
   Thread *thread = active();
   if (!thread) return REAL(sleep)(seconds);
-  sleep_until(thread, after(seconds * 1000000000LL), "sleep");
-  return 0;
+  const ns_t left = sleep_until(thread, after(seconds * 1000000000LL), "sleep");
+  return static_cast<unsigned>((left + 999999999) / 1000000000);
 }
 
 REVATI_API int sched_yield() noexcept {

@@ -46,7 +46,11 @@ long wait_on_futex(uint32_t *word, int operation, uint32_t value, const timespec
     return -EAGAIN;
   }
   progress(thread);
-  return wait(thread, Kind::kQueue, deadline, "futex") == Outcome::kTimedOut ? -ETIMEDOUT : 0;
+  switch (wait(thread, Kind::kQueue, deadline, "futex", true)) {
+    case Outcome::kTimedOut: return -ETIMEDOUT;
+    case Outcome::kInterrupted: return -EINTR;
+    default: return 0;
+  }
 }
 
 }  // namespace
