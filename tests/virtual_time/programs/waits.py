@@ -44,7 +44,9 @@ def takes(seconds: float, what: str, tolerance_s: float = TOLERANCE_S) -> Iterat
     yield
     for clock, before in zip(CLOCKS, begin, strict=True):
         took_s = time.clock_gettime(clock) - before
-        assert abs(took_s - seconds) < tolerance_s, f"{what}: {took_s} s of clock {clock} instead of {seconds}"
+        assert abs(took_s - seconds) < tolerance_s, (
+            f"{what}: {took_s} s of clock {clock} instead of {seconds}"
+        )
 
 
 CLOCKS = (REALTIME, MONOTONIC, time.CLOCK_MONOTONIC_RAW, time.CLOCK_BOOTTIME, 5, 6)  # 5, 6: the coarse ones
@@ -143,7 +145,9 @@ def objects() -> None:
             pass
         assert results == [errno.ETIMEDOUT]
     with takes(2, "pthread_mutex_lock"):
-        thread = threading.Thread(target=lambda: (libc.pthread_mutex_lock(mutex), libc.pthread_mutex_unlock(mutex)))
+        thread = threading.Thread(
+            target=lambda: (libc.pthread_mutex_lock(mutex), libc.pthread_mutex_unlock(mutex))
+        )
         thread.start()
         time.sleep(2)
         libc.pthread_mutex_unlock(mutex)
@@ -174,8 +178,13 @@ def futexes() -> None:
             assert libc.syscall(FUTEX, address, WAIT | flag, 0, spec(2)) == -1
             assert ctypes.get_errno() == errno.ETIMEDOUT
         with takes(2, f"futex until, {name}"):
-            libc.syscall(FUTEX, address, BITSET | flag, 0, at(MONOTONIC, 2), None, ctypes.c_uint32(0xFFFFFFFF))
-        with takes(3, f"futex wake, {name}"), later(3, lambda f=flag: libc.syscall(FUTEX, address, WAKE | f, 1)):
+            libc.syscall(
+                FUTEX, address, BITSET | flag, 0, at(MONOTONIC, 2), None, ctypes.c_uint32(0xFFFFFFFF)
+            )
+        with (
+            takes(3, f"futex wake, {name}"),
+            later(3, lambda f=flag: libc.syscall(FUTEX, address, WAKE | f, 1)),
+        ):
             assert libc.syscall(FUTEX, address, WAIT | flag, 0, spec(20)) == 0
 
 

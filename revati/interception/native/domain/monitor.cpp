@@ -82,7 +82,7 @@ std::string describe() {
 }
 
 // How a dead process ended, as waitpid tells: from the zombie, or (Linux 6.15) from the pidfd of one reaped.
-bool exit_status(int pid, int pidfd, int &status) {
+bool find_exit_status(int pid, int pidfd, int &status) {
   char path[64], text[1024];
   snprintf(path, sizeof path, "/proc/%d/stat", pid);
   const int file = static_cast<int>(raw(SYS_openat, AT_FDCWD, as_long(path), O_RDONLY | O_CLOEXEC));
@@ -105,6 +105,16 @@ bool exit_status(int pid, int pidfd, int &status) {
   return information.mask & kExit;
 }
 
+bool exit_status(int pid, int pidfd, int &status) {
+  for (int attempt = 0; attempt < 20; ++attempt) {  // between its death and its reaping, neither knows
+    if (find_exit_status(pid, pidfd, status)) return true;
+    if (pidfd < 0) return false;
+    const timespec pause{0, 200000};
+    raw(SYS_nanosleep, as_long(&pause), 0);
+  }
+  return false;
+}
+
 // Ends that a pipeline or a shutdown brings about all the time.
 bool ordinary(int signal) {
   return signal == 0 || signal == SIGPIPE || signal == SIGTERM || signal == SIGINT || signal == SIGHUP ||
@@ -112,11 +122,9 @@ bool ordinary(int signal) {
 }
 
 // Frees the slots of a dead process; true: nobody can have wanted its end.
-bool bury(int pid, int pidfd, std::string &who) {
+bool bury(int pid, bool known, int status, std::string &who) {
   Domain &d = *segment;
   bool accident = false;
-  int status = 0;
-  const bool known = exit_status(pid, pidfd, status);
   for (int i = 0; i < d.high; ++i) {
     Slot &slot = d.slots[i];
     if (slot.pid != pid || slot.state == State::kFree) continue;
@@ -127,7 +135,7 @@ bool bury(int pid, int pidfd, std::string &who) {
     }
     release(i);
   }
-  if (accident && known) who += ", signal " + std::to_string(status & 0x7f);
+  if (accident) who += known ? ") was ended by signal " + std::to_string(status & 0x7f) : ") was killed or crashed";
   d.in_doubt = 2;
   return accident;
 }
@@ -154,14 +162,16 @@ void bury_the_dead(int64_t wait_ns, std::string &reason) {
     const bool gone = polled[i].fd < 0 ? !process_alive(pids[i]) : polled[i].revents != 0;
     if (!gone) continue;
     std::string who;
+    int status = 0;
+    const bool known = exit_status(pids[i], polled[i].fd, status);
     lock();
-    const bool accident = bury(pids[i], polled[i].fd, who);
+    const bool accident = bury(pids[i], known, status, who);
     pick();
     unlock();
     if (polled[i].fd >= 0) raw(SYS_close, polled[i].fd);
     watch.pidfds.erase(pids[i]);
     if (accident && reason.empty())
-      reason = "process " + std::to_string(pids[i]) + " (" + who + ") was killed or crashed";
+      reason = "process " + std::to_string(pids[i]) + " (" + who;
   }
 }
 
@@ -306,8 +316,9 @@ REVATI_API int revati_domain_create(const char *path, int64_t skew_ns, double cp
   d.duty = kNobody;
   d.next_key = kNever;
   std::fill(d.key, d.key + kSlots, kNever);
-  const char *broken = getenv("REVATI_TEST_BREAK_SCAN");
-  d.break_scan = broken && *broken == '1';
+  const char *broken = getenv("REVATI_TEST_BREAK");  // tests only: the checkers must see it
+  d.break_scan = broken && !strcmp(broken, "scan");
+  d.break_reserve = broken && !strcmp(broken, "reserve");
   d.magic = kMagic;
   munmap(memory, sizeof(Domain));
   return 0;

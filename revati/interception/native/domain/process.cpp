@@ -92,7 +92,7 @@ struct Child {
   // A slot for the child, before it exists: time cannot pass it by.
   Child() {
     parent = any_thread();
-    if (!parent) return;
+    if (!parent || segment->break_reserve) return;
     if (Thread *thread = active()) sync(thread);
     Guard guard;
     lock();
@@ -128,7 +128,7 @@ void after_fork_in_child() {
   process_id = getpid();
   self = Thread{};
   coming = nullptr;
-  if (domain && index != kNobody) claim(&self, index);
+  if (domain && index != kNobody) claim(&self, index);  // else at its first hook
 }
 
 __attribute__((constructor(101))) void follow_forks() { pthread_atfork(before_fork, nullptr, after_fork_in_child); }
@@ -156,6 +156,7 @@ int exec_member(Exec exec) {
   self.base = local_now();
   thread->slot->time = self.base;
   thread->slot->claimed = 0;
+  if (segment->break_reserve) release(thread->index);
   thread->slot->since_real_ns = real_now_ns();
   unlock();
   const int result = exec();

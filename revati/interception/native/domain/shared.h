@@ -70,6 +70,7 @@ struct Domain {
   ns_t skew;
   double cpu_factor;
   int32_t break_scan;              // tests only: jump without looking for messages in flight
+  int32_t break_reserve;           // tests only: no slot for a child before it joins
   char real_time_threads[512];     // comma-separated glob patterns
   ns_t epoch_real, epoch_mono, epoch_boot;  // real clocks at virtual zero
   // progress
