@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,7 @@ from revati.virtual_time.domain import Domain
 from revati.virtual_time.host_table import HostTable
 from revati.virtual_time.speed import probe_ns
 
+_PLUGIN_GROUP, _PLUGIN = "vllm.general_plugins", "revati_processes"
 _POLL_S = 0.05
 _DIAGNOSIS_S = 1.0  # within which the domain's monitor says more about a process that was killed
 _MEASURED_SKEW_US = 100.0
@@ -45,6 +47,10 @@ def run_commands(
     Raises:
         Failure: another command or any process of the deployment failed, or virtual time got stuck.
     """
+    if not entry_points(group=_PLUGIN_GROUP, name=_PLUGIN):
+        raise Failure(
+            "Revati's plug-in for vLLM is not installed; install the package, then run it from there"
+        )
     full: dict[str, str] = {}
     for engine in engine_names():
         full |= engine_module(engine).served_environment()

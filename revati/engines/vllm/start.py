@@ -72,7 +72,7 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     from revati.engines.vllm.replica import VllmReplica
 
     if spec.pipeline_parallel_size > 1:
-        raise InfeasibleError("pipeline parallelism is not emulated yet; pipeline_parallel_size must be 1")
+        raise InfeasibleError("pipeline parallelism needs deployment=processes")
     gpu = load_gpu(spec.gpu)
     core = NativeCore()
     core.configure(gpu.to_environment(spec.tensor_parallel_size * spec.pipeline_parallel_size))
