@@ -65,7 +65,11 @@ class DomainLibrary:
         return int(self._lib.revati_domain_reserve())
 
     def watch(self, wait_ns: int) -> str:
-        """One round of the monitor, which lasts so long unless a process ends; says which process was killed or crashed, if one was."""
+        """One round of the monitor, which lasts so long unless a process ends.
+
+        Returns:
+            Which process was killed or crashed; empty if none was.
+        """
         reason = ctypes.create_string_buffer(_REASON_BYTES)
         self._lib.revati_domain_watch(wait_ns, reason)
         return reason.value.decode(errors="replace")

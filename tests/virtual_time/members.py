@@ -27,3 +27,16 @@ class Members:
         processes = [self.start(code) for code in programs]
         assert self.domain.wait(processes, timeout_s) == [0] * len(programs)
         return [process.stdout.read().strip() for process in processes if process.stdout]
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    """The next line that it prints."""
+    assert process.stdout
+    return process.stdout.readline().rstrip("\n")
+
+
+def tell(process: subprocess.Popen[str], line: str) -> None:
+    """Write a line into its input."""
+    assert process.stdin
+    process.stdin.write(line + "\n")
+    process.stdin.flush()

@@ -52,7 +52,10 @@ def test_clocks_of_all_programs_agree(members: Members) -> None:
 
 
 def test_a_timer_inside_a_gpu_wait_is_served_at_its_own_time(members: Members) -> None:
-    gpu = "import ctypes, time; ctypes.CDLL(None).revati_sleep_until(ctypes.c_int64(10**10)); print(time.monotonic_ns())"
+    gpu = (
+        "import ctypes, time; ctypes.CDLL(None).revati_sleep_until(ctypes.c_int64(10**10))\n"
+        "print(time.monotonic_ns())"
+    )
     timer = "import time\nfor _ in range(3): time.sleep(2); print(time.monotonic_ns())"
     waited, ticked = members.run(gpu, timer)
     end_ns = int(waited)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 
 
@@ -37,11 +37,8 @@ def threads() -> None:
         for _ in range(5):
             assert abs(messages.get() - time.time()) < 1e-3
         producer.join()
-    with takes(7):
-        try:
-            messages.get(timeout=7)
-        except queue.Empty:
-            pass
+    with takes(7), suppress(queue.Empty):
+        messages.get(timeout=7)
     lock = threading.Lock()
     with takes(5), lock:
         assert not lock.acquire(timeout=5)
@@ -112,11 +109,8 @@ def processes(method: str) -> None:
 def subprocesses() -> None:
     with takes(50):
         subprocess.run(["sleep", "50"], check=True)
-    with takes(30, 0.1):
-        try:
-            subprocess.run(["sleep", "1000"], timeout=30)
-        except subprocess.TimeoutExpired:
-            pass
+    with takes(30, 0.1), suppress(subprocess.TimeoutExpired):
+        subprocess.run(["sleep", "1000"], timeout=30)
     with takes(5):
         assert os.system("sleep 3 & sleep 5; wait") == 0
     # A program starts beside a long timer: no time passes before it has joined.

@@ -17,7 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 libc = ctypes.CDLL(None, use_errno=True)
 REALTIME, MONOTONIC = time.CLOCK_REALTIME, time.CLOCK_MONOTONIC
@@ -87,13 +87,10 @@ def descriptors() -> None:
         assert libc.ppoll(None, ctypes.c_ulong(0), spec(1.25), None) == 0
     with takes(1.25, "pselect"):
         assert libc.pselect(0, None, None, None, spec(1.25), None) == 0
-    receiver, sender = socket.socketpair()
+    receiver, _sender = socket.socketpair()
     receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timespec_bytes(2, 0))
-    with takes(2, "SO_RCVTIMEO"):
-        try:
-            receiver.recv(1)
-        except BlockingIOError:
-            pass
+    with takes(2, "SO_RCVTIMEO"), suppress(BlockingIOError):
+        receiver.recv(1)
     for wait in (
         lambda: epoll.poll(100),
         lambda: select.select([read_end], [], [], 100),
@@ -211,11 +208,8 @@ def timers() -> None:
 def children() -> None:
     with takes(6, "wait", 1e-3):
         subprocess.run(["sleep", "6"], check=True)
-    with takes(3, "a killed child", 1e-2):
-        try:
-            subprocess.run(["sleep", "60"], timeout=3)
-        except subprocess.TimeoutExpired:
-            pass
+    with takes(3, "a killed child", 1e-2), suppress(subprocess.TimeoutExpired):
+        subprocess.run(["sleep", "60"], timeout=3)
     with takes(2, "system", 1e-3):
         assert os.system("sleep 2") == 0
     with takes(2, "popen", 1e-3), os.popen("sleep 2; echo done") as pipe:

@@ -182,7 +182,7 @@ ssize_t send_out(int file, int flags, const char *name, Call call) {
   Guard guard;
   sent(thread);
   progress(thread);
-  if (nonblocking(file, flags) || ready(file, POLLOUT)) return call();
+  if (ready(file, POLLOUT) || nonblocking(file, flags)) return call();
   if (!block(thread, Kind::kKernel, kNever, name, file)) return fail(EINTR);
   const ssize_t result = call();
   const int error = errno;

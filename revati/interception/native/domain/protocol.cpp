@@ -22,6 +22,8 @@ namespace {
 
 constexpr ns_t kLongJump = 1000000;
 constexpr ns_t kSpinQuantum = 50000;
+// Until what is in flight has arrived, or is asleep: a few µs on a free core; else our core may be what it needs.
+constexpr int kSpinRounds = 8, kYieldRounds = 30;
 constexpr int64_t kRealSecond = 1000000000;
 
 bool charged() { return charge_cpu && segment->cpu_factor > 0 && !self.phases; }
@@ -238,7 +240,9 @@ void settle(int me) {
   if (me == kNobody || d.duty != me) return;
   const int64_t begin = real_now_ns();
   for (int round = 0; d.duty == me && d.token == kNobody && !d.ended; ++round) {
-    if (round < 100) {
+    if (round < kSpinRounds) {
+      for (int i = 0; i < 50; ++i) __builtin_ia32_pause();
+    } else if (round < kYieldRounds) {
       raw(SYS_sched_yield);
     } else {
       const timespec pause{0, 20000};
