@@ -23,8 +23,9 @@ from typing import Any, Self
 
 from revati.interception.domain_library import DOMAIN_LIBRARY, DomainCounters, DomainLibrary
 
-# Their periodic looks at a real device's progress would cost a wake-up every few ms of virtual time.
-REAL_TIME_THREADS = ("pt_nccl_*", "pt_gloo_*", "pt_tcpstore_*")
+# Watchdogs that look every 100 ms whether a real device still makes progress.  Only threads that nobody waits
+# for: what a real-time thread does takes virtual time that depends on this machine.
+REAL_TIME_THREADS = ("pt_nccl_*",)
 _numbers = itertools.count()
 _POLL_S = 0.01
 

@@ -87,6 +87,28 @@ print(max(until(2, a) for a in (lambda: None, os.sched_yield, lambda: time.sleep
     assert float(late_s) < 1e-3
 
 
+def test_idle_event_loops_are_cheap(members: Members) -> None:
+    """A loop that waits 10 ms at a time for descriptors, like gloo's, costs an hour's silence little."""
+    looping = """
+import ctypes, os, select, threading, time
+libc, epoll, buffer = ctypes.CDLL(None), select.epoll(), ctypes.create_string_buffer(64)
+read_end, write_end = os.pipe()
+epoll.register(read_end)
+heard = []
+def loop():
+    while libc.epoll_wait(epoll.fileno(), buffer, 4, 10) == 0: pass
+    heard.append(time.monotonic())
+threading.Thread(target=loop).start()
+time.sleep(3600.5)
+sent = time.monotonic()
+os.write(write_end, b"x")
+time.sleep(1)
+print(heard[0] - sent)
+"""
+    assert members.run(looping) == ["0.0"]
+    assert members.domain.counters().grants < 10_000
+
+
 def test_cpu_time_moves_clocks_by_the_factor() -> None:
     burning = """
 import time

@@ -15,6 +15,8 @@ constexpr ns_t kReadQuantum = 20000;
 
 ns_t read_time() {
   Thread &thread = self;
+  thread.idle_waits = 0;
+  if (thread.slot && thread.slot->preempted) active();  // its time has moved meanwhile
   if (thread.slot && !thread.depth && !thread.real_time && domain && ++thread.clock_reads > kPatientReads) {
     if (Thread *running = active()) {
       const ns_t quantum = std::min<ns_t>(kReadQuantum, thread.clock_reads - kPatientReads);

@@ -37,11 +37,18 @@ class WaitMask {
   sigset_t before_{}, during_{};
 };
 
+// A loop that only waits for descriptors, again and again in vain, and never looks at a clock: nobody can tell
+// how often it wakes.  gloo's loops do so every 10 ms.
+constexpr int kIdleWaits = 20;
+constexpr ns_t kIdlePeriod = 1000000000;
+
 // `call(wait, mask)`: the system call without (wait = false) or with an unlimited wait, as -errno or a count.
 template <typename Call>
 int wait_for_events(Thread *thread, ns_t deadline, const sigset_t *mask, const char *name, uint64_t object, Call call) {
+  const int idle = thread->idle_before;
   sync(thread);
   Guard guard;
+  if (idle > kIdleWaits && deadline > local_now()) deadline = std::max(deadline, local_now() + kIdlePeriod);
   for (;;) {
     // With the caller's mask, so that its pending signals interrupt as they would.
     long count = call(false, mask);
@@ -76,6 +83,7 @@ int wait_for_events(Thread *thread, ns_t deadline, const sigset_t *mask, const c
   progress(thread);
   // Whoever runs at the same time may have sent something meanwhile.
   const long count = call(false, nullptr);
+  thread->idle_waits = count == 0 ? idle + 1 : 0;
   return static_cast<int>(checked(count));
 }
 

@@ -22,7 +22,8 @@ namespace {
 
 constexpr int64_t kMs = 1000000;
 constexpr int64_t kBlockedUnseen = 8 * kMs;    // asleep with the token for so long: waits outside the hooks
-constexpr int64_t kComputesLong = 1000 * kMs;  // CPU time without a hook, after which others go on beside it
+constexpr int64_t kComputesLong = 500 * kMs;   // CPU time without a hook, after which others that are due go on
+constexpr int64_t kSpins = 5000 * kMs;         // ... after which it must be waiting for time to pass
 constexpr int64_t kUnclaimed = 20000 * kMs;    // a reserved slot whose program never joins
 
 struct Watch {
@@ -59,14 +60,15 @@ std::string describe_slot(int index) {
   const Domain &d = *segment;
   const Slot &slot = d.slots[index];
   static const char *const states[] = {"free", "ready", "running", "blocked", "leaving", "real-time"};
-  char line[320], deadline[48] = "";
+  char line[400], deadline[48] = "";
   if (slot.state == State::kBlocked && d.key[index] < kNever)
     snprintf(deadline, sizeof deadline, " until %.6f s", d.key[index] * 1e-9);
   const int letter = slot.claimed ? state_letter(slot.pid, slot.tid) : '-';
-  snprintf(line, sizeof line, "  pid %d tid %d %-15s %-9s%s in %s(%#lx)%s; its time %.6f s; for %.1f s; kernel state %c\n",
+  snprintf(line, sizeof line, "  pid %d tid %d %-15s %-9s%s in %s(%#lx)%s; its time %.6f s; for %.1f s; kernel state %c; %lu grants\n",
            slot.pid, slot.tid, slot.claimed ? slot.name : "(not started)", states[static_cast<int>(slot.state.load())],
            d.token == index ? ", has the token" : "", slot.call, static_cast<unsigned long>(slot.object), deadline,
-           slot.time * 1e-9, (real_now_ns() - slot.since_real_ns) * 1e-9, letter ? letter : '?');
+           slot.time * 1e-9, (real_now_ns() - slot.since_real_ns) * 1e-9, letter ? letter : '?',
+           static_cast<unsigned long>(slot.grants));
   return line;
 }
 
@@ -254,12 +256,15 @@ void look_after_token() {
     if (watch.cpu_at_grant < 0) watch.cpu_at_grant = cpu;
     if (cpu - watch.cpu_at_grant > kComputesLong) {
       lock();
-      if (d.token == holder && d.counters.grants == grants && slot.running && search() != kNobody) {
+      const int next = search();
+      const bool due = next != kNobody && d.key[next] <= d.now;
+      if (d.token == holder && d.counters.grants == grants && slot.running &&
+          (due || (next != kNobody && cpu - watch.cpu_at_grant > kSpins))) {
         slot.word = 0;
         slot.preempted = 1;
         slot.state = State::kReady;
         d.token = kNobody;
-        set_key(holder, std::max<ns_t>(slot.time, d.now) + (cpu - watch.cpu_at_grant));
+        set_key(holder, std::max<ns_t>(slot.time, d.now) + (due ? 0 : cpu - watch.cpu_at_grant));
         d.in_doubt = 2;
         d.counters.preemptions++;
         pick();

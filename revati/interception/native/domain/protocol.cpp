@@ -141,6 +141,8 @@ Thread *active() {
   if (!domain || self.depth || self.real_time || self.gone) return nullptr;
   if (!self.slot) adopt();
   if (self.gone || self.real_time || !domain) return nullptr;
+  self.idle_before = self.idle_waits;
+  self.idle_waits = 0;
   if (self.slot->state.load(std::memory_order_relaxed) != State::kRunning) rejoin();
   if (self.slot->preempted) {  // it went on without the token, which came back meanwhile
     self.slot->preempted = 0;
@@ -194,6 +196,7 @@ void grant(int index) {
   for (int i = 0; i < d.high; ++i) next = std::min(next, d.key[i]);
   d.next_key = next;
   d.token = index;
+  ++slot.grants;
   slot.since_real_ns = real_now_ns();
   slot.state = State::kRunning;
   slot.word.store(1, std::memory_order_release);
@@ -290,6 +293,7 @@ Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, bool in
       if (deadline > d.now) d.now = deadline;
       d.checked = deadline;
       if (d.cpu_factor > 0) self.cpu_base = thread_cpu_ns();
+      ++slot.grants;
       d.counters.self_grants.fetch_add(1, std::memory_order_relaxed);
       return Outcome::kTimedOut;
     }

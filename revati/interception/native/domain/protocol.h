@@ -15,6 +15,8 @@ struct Thread {
   bool gone = false;         // after its exit from the domain
   bool signalled = false;    // the wake signal's handler ran
   int spins = 0, clock_reads = 0;
+  int idle_waits = 0;        // for descriptors, that timed out one after another with no other call between
+  int idle_before = 0;       // ... when the current call began
 };
 
 extern Domain *domain;       // null: this process is in no domain, or its domain has ended

@@ -53,6 +53,7 @@ struct alignas(64) Slot {
   ns_t time;                       // local time when it last gave up the token
   ns_t deadline;
   uint64_t handle;                 // pthread_t
+  uint64_t grants;                 // of the token to it
   uint64_t object;                 // what it waits for: an address or a descriptor
   int64_t since_real_ns;           // real time of the last change of state
   char call[24], name[16];
