@@ -23,7 +23,6 @@ namespace {
 constexpr int64_t kMs = 1000000;
 constexpr int64_t kBlockedUnseen = 8 * kMs;    // asleep with the token for so long: waits outside the hooks
 constexpr int64_t kComputesLong = 500 * kMs;   // CPU time without a hook, after which others that are due go on
-constexpr int64_t kSpins = 5000 * kMs;         // ... after which it must be waiting for time to pass
 constexpr int64_t kUnclaimed = 20000 * kMs;    // a reserved slot whose program never joins
 
 struct Watch {
@@ -258,13 +257,12 @@ void look_after_token() {
       lock();
       const int next = search();
       const bool due = next != kNobody && d.key[next] <= d.now;
-      if (d.token == holder && d.counters.grants == grants && slot.running &&
-          (due || (next != kNobody && cpu - watch.cpu_at_grant > kSpins))) {
+      if (d.token == holder && d.counters.grants == grants && slot.running && due) {
         slot.word = 0;
         slot.preempted = 1;
         slot.state = State::kReady;
         d.token = kNobody;
-        set_key(holder, std::max<ns_t>(slot.time, d.now) + (due ? 0 : cpu - watch.cpu_at_grant));
+        set_key(holder, std::max<ns_t>(slot.time, d.now));  // no jump past it
         d.in_doubt = 2;
         d.counters.preemptions++;
         pick();
