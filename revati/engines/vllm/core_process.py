@@ -66,7 +66,7 @@ class EmulatedCore:
         kind, content = message
         if kind != EngineCoreRequestType.ADD:
             return 0
-        idle = not self._core.has_work() and self._core.input_queue.empty()
+        idle = not self._core.has_work() and not self._core.input_queue.queue
         shape = StepShape("idle" if idle else "busy", num_tokens=content[0].num_prompt_tokens)
         return self._meter.costs.phase_ns("ipc", shape) or 0
 

@@ -12,7 +12,7 @@ class DelayedQueue(queue.Queue):  # type: ignore[type-arg]
 
     Args:
         now_ns: the calling thread's clock.
-        latency_ns: a message's latency.
+        latency_ns: a message's latency; asked while the queue's lock is held.
     """
 
     def __init__(self, now_ns: Callable[[], int], latency_ns: Callable[[Any], int]) -> None:
