@@ -207,6 +207,7 @@ void signal_slots(pid_t pid, int signal) {
   if (!segment || signal == 0) return;
   const bool ends = signal != SIGCONT && signal != SIGSTOP && signal != SIGCHLD;
   Guard guard;
+  settle_edges();
   lock();
   for (int i = 0; i < segment->high; ++i) {
     Slot &slot = segment->slots[i];

@@ -72,6 +72,7 @@ void unlock();
 void pick();                                     // lock held: gives the token away if nobody has it
 void settle(int duty);                           // repeats a pick that found something in flight
 bool in_flight();                                // lock held
+void settle_edges();                             // before a wake that only those asleep notice
 bool alive(int pid, int tid);
 int state_letter(int pid, int tid);              // of /proc/<pid>/task/<tid>/stat; 0: gone
 void grant(int index);

@@ -108,6 +108,22 @@ bool alive(int pid, int tid) {
   return state && state != 'Z' && state != 'X';
 }
 
+void settle_edges() {
+  Domain &d = *segment;
+  for (int i = 0; i < d.high; ++i) {
+    for (int round = 0; round < 1000; ++round) {
+      Slot &slot = d.slots[i];
+      if (i == self.index || slot.state != State::kBlocked || slot.kind != Kind::kEdge) break;
+      lock();
+      const bool settled = slot.state != State::kBlocked || asleep(i) || slot.arrived;
+      unlock();
+      if (settled) break;
+      const timespec pause{0, 20000};
+      raw(SYS_nanosleep, as_long(&pause), 0);
+    }
+  }
+}
+
 bool in_flight() {
   Domain &d = *segment;
   d.counters.scans.fetch_add(1, std::memory_order_relaxed);

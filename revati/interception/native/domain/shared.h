@@ -33,6 +33,7 @@ enum class Kind : int32_t {
   kTimer = 0,    // nobody: never looked at by scans
   kQueue,        // a hooked waker: likewise
   kKernel,       // the kernel (descriptors, children, locks between processes): scanned before jumps
+  kEdge,         // likewise, by a wake that is lost on who is not asleep yet (shared futexes, pause)
   kSignalled,    // the kernel, in a wait that the domain ends by a signal: scanned
   kUnhooked,     // blocked in a call that we do not interpose: scanned
 };

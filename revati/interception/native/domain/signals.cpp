@@ -53,7 +53,7 @@ int wait_for_any(const char *name, Call call) {
   if (!thread) return call();
   sync(thread);
   Guard guard;
-  block(thread, Kind::kKernel, kNever, name, 0);
+  block(thread, Kind::kEdge, kNever, name, 0);
   const int result = call();
   const int error = errno;
   arrive(thread);

@@ -25,10 +25,17 @@ long wait_for_shared(Thread *thread, uint32_t *word, uint32_t value, ns_t deadli
   both[1] = {0, reinterpret_cast<uint64_t>(&thread->slot->word), FUTEX_32, 0};
   sync(thread);
   Guard guard;
-  if (!block(thread, Kind::kKernel, deadline, "futex", reinterpret_cast<uint64_t>(word))) return -ETIMEDOUT;
+  if (!block(thread, Kind::kEdge, deadline, "futex", reinterpret_cast<uint64_t>(word))) return -ETIMEDOUT;
   const long result = raw(SYS_futex_waitv, as_long(both), 2, 0, 0, 0);
   if (arrive(thread)) return -ETIMEDOUT;
   return result > 0 ? 0 : result;
+}
+
+void effect_on_edges() {
+  if (Thread *thread = active()) sync(thread);
+  Guard guard;
+  settle_edges();
+  sent(&self);
 }
 
 long wait_on_futex(uint32_t *word, int operation, uint32_t value, const timespec *timeout) {
@@ -74,7 +81,7 @@ REVATI_API long syscall(long number, ...) noexcept {
       if (command == FUTEX_WAKE || command == FUTEX_WAKE_BITSET) {
         int woken = 0;
         if (b & FUTEX_PRIVATE_FLAG) woken = wake(private_queue(word), static_cast<int>(c));
-        else segment->in_doubt = 2;
+        else effect_on_edges();
         if (woken < c) {
           const long more = raw(number, a, b, c - woken, d, e, f);
           if (more < 0) return checked(more);

@@ -35,6 +35,7 @@ struct Locked {
 void fire(int file) {
   sent(&self);
   if (file == kAlarm) {
+    settle_edges();
     raw(SYS_kill, process_id, SIGALRM);
   } else {
     const itimerspec now{{0, 0}, {0, 1}};
