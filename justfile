@@ -29,6 +29,16 @@ format:
 sweep model="llama13b" *arguments="":
     {{python}} -m revati.sweep +model={{model}} {{arguments}}
 
+# Compare emulated with measured runs again: emulate all, rewrite validation/
+validate *arguments="jobs=2":
+    {{python}} -m revati.validate steps=1 out=validation {{arguments}}
+
+# Predict the measured runs by the baselines (aiconfigurator in an environment of its own)
+baselines:
+    PYTHONPATH=. {{python}} validation/baselines/roofline.py
+    PYTHONPATH=. uv run --no-project --python 3.11 --with-requirements validation/baselines/aiconfigurator.txt \
+        python validation/baselines/aiconfigurator_estimate.py
+
 # What CI runs
 ci:
     .ci/run

@@ -42,7 +42,7 @@ def run(config: DictConfig, folder: Path, overrides: list[str], runner: str | No
     output.write_config(folder, config, overrides, workload)
     print(f"{spec.model.name} on {spec.num_gpus} x {spec.gpu}, {len(workload)} requests; starting the engine")
     try:
-        with interruptible(), open_server(runner, folder / "logs") as server:
+        with interruptible(), open_server(runner, folder / "logs", spec.gpu) as server:
             client = connect(runner, server.socket_path)
             result = run_trial(client, spec, workload, objective.request_slo, "emulate", folder)
     except KeyboardInterrupt:
@@ -57,8 +57,14 @@ def run(config: DictConfig, folder: Path, overrides: list[str], runner: str | No
     shares = ", ".join(
         f"{name.removeprefix('gpu_time_share_')} {value:.1%}"
         for name, value in (result.provenance or {}).items()
+        if name.startswith("gpu_time_share_")
     )
-    print(f"  {result.kv_cache_blocks} KV-cache blocks; GPU time: {shares}\nOutput: {folder}")
+    known = result.columns()
+    print(
+        f"  {result.kv_cache_blocks} KV-cache blocks; GPU time: {shares}; "
+        f"expected error {known['gpu_time_rel_std']:.1%}, {known['unseen_kernels']} unmeasured launches\n"
+        f"Output: {folder}"
+    )
     return 0
 
 

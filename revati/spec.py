@@ -139,6 +139,7 @@ class DeploymentSpec:
     replicas: int = 1
     routing: str = "none"
     engine_args: dict[str, Any] = field(default_factory=dict)
+    timing_source: str = "kernel_db"  # where kernel durations come from
     timing_require: str | None = None  # refuse timings of weaker provenance than this
     seed: int = 0
 
@@ -176,6 +177,7 @@ class DeploymentSpec:
                 "replicas": self.replicas,
                 "routing": self.routing,
                 "engine_args": self.engine_args,
+                "timing_source": self.timing_source,
                 "timing_require": self.timing_require,
                 "seed": self.seed,
             },

@@ -110,7 +110,7 @@ def test_a_look_up_is_fast() -> None:
 
 def test_the_fit_finds_known_coefficients_despite_outliers() -> None:
     pytest.importorskip("scipy")
-    from revati.profile.host_fit import least_absolute_relative
+    from revati.profile.regression import least_absolute_relative
 
     rng = np.random.default_rng(3)
     requests = rng.integers(1, 300, 800).astype(float)

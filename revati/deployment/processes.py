@@ -55,7 +55,9 @@ class TemplateClient:
         try:
             environment = emulated_environment(load_gpu(spec.gpu), spec.num_gpus, os.environ)
             command = [sys.executable, "-m", "revati.deployment.load", str(request_path), str(result_path)]
-            status = run_commands([command], Emulation(spec.gpu, spec.host), environment, log_path)
+            status = run_commands(
+                [command], Emulation(spec.gpu, spec.host, spec.timing_source), environment, log_path
+            )
             if not result_path.exists():
                 return TrialResult("failed", f"the load generator ended with {status}", log_path=log_path)
             result = TrialResult.from_line(result_path.read_bytes())

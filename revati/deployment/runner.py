@@ -16,7 +16,7 @@ from types import TracebackType
 
 from revati.deployment.wire import TrialRequest, TrialResult, receive_line
 from revati.engines.warm import engine_module
-from revati.interception.gpu import known_gpus, load_gpu
+from revati.interception.gpu import load_gpu
 from revati.interception.preload import emulated_environment
 from revati.spec import DeploymentSpec
 from revati.workload import Workload
@@ -33,18 +33,18 @@ class TemplateServer:
     Args:
         log_dir: keeps the engines' logs.
         engine: which engine's code it imports.
+        gpu: what that code sees when it is imported; the engines it forks say which GPUs they have.
     """
 
-    def __init__(self, log_dir: Path, engine: str = "vllm") -> None:
-        self._log_dir, self._engine = Path(log_dir), engine
+    def __init__(self, log_dir: Path, engine: str = "vllm", gpu: str = "h200") -> None:
+        self._log_dir, self._engine, self._gpu = Path(log_dir), engine, gpu
         self._folder = Path(tempfile.mkdtemp(prefix="revati-"))  # socket paths must be short
         self.socket_path = self._folder / "engines.sock"
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> TemplateServer:
         self._log_dir.mkdir(parents=True, exist_ok=True)
-        # What the process sees before its engines say which GPUs they have.
-        environment = emulated_environment(load_gpu(known_gpus()[0]), 1, os.environ)
+        environment = emulated_environment(load_gpu(self._gpu), 1, os.environ)
         environment.update(engine_module(self._engine).environment())
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # doubles the import time of every start
         command = [sys.executable, "-m", "revati.deployment.zygote"]

@@ -125,13 +125,14 @@ def _run(module: EngineModule, warm: WarmEngine, request: TrialRequest) -> Trial
     requests_path = request.out_dir / "requests.parquet"
     pq.write_table(requests_table(records, workload), requests_path)
     pq.write_table(_phases_table(warm.meter.records, start_ns), request.out_dir / "phases.parquet")
-    shares = warm.pricing.shares()
-    if refusal := too_weak(request.spec.timing_require, shares):
+    usage = warm.pricing.usage()
+    pq.write_table(usage.table(), request.out_dir / "kernels.parquet")
+    if refusal := too_weak(request.spec.timing_require, usage.shares()):
         return TrialResult("infeasible", refusal, log_path=request.out_dir / "trial.log")
     return TrialResult(
         status="ok",
         kv_cache_blocks=warm.replica.kv_cache_blocks,
-        provenance={f"gpu_time_share_{name}": share for name, share in shares.items()},
+        provenance=usage.columns(),
         wall_s=time.perf_counter() - begin,
         requests_path=requests_path,
         log_path=request.out_dir / "trial.log",
@@ -139,9 +140,10 @@ def _run(module: EngineModule, warm: WarmEngine, request: TrialRequest) -> Trial
 
 
 def _phases_table(records: list[PhaseRecord], start_ns: int) -> pa.Table:
-    """The engine core's timeline: one row a phase, µs of virtual time from the run's start."""
+    """The engine's timeline: one row a phase on a virtual core, µs of virtual time from the run's start."""
     return pa.table(
         {
+            "core": [record.core for record in records],
             "phase": [record.phase for record in records],
             "begin_us": np.array([record.begin_ns - start_ns for record in records]) / 1e3,
             "end_us": np.array([record.end_ns - start_ns for record in records]) / 1e3,

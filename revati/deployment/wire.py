@@ -44,7 +44,6 @@ class TrialResult:
 
     status: Literal["ok", "infeasible", "failed"]
     reason: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
     kv_cache_blocks: int = 0
     provenance: dict[str, float] = field(default_factory=dict)
     wall_s: float = 0.0

@@ -14,14 +14,16 @@ EMULATION_VARIABLE = "REVATI_EMULATION"
 
 @dataclass(frozen=True, slots=True)
 class Emulation:
-    """The GPU whose kernels are timed, and where the host's time comes from."""
+    """The GPU, and where the times of its kernels and of the host's work come from."""
 
     gpu: str
     host: HostSpec
+    timing_source: str = "kernel_db"
 
     def to_environment(self) -> dict[str, str]:
         host = {"name": self.host.name, "mode": self.host.mode}
-        return {EMULATION_VARIABLE: json.dumps({"gpu": self.gpu, "host": host})}
+        content = {"gpu": self.gpu, "host": host, "timing_source": self.timing_source}
+        return {EMULATION_VARIABLE: json.dumps(content)}
 
     @classmethod
     def of_process(cls, environment: Mapping[str, str] = os.environ) -> Emulation | None:
@@ -30,4 +32,4 @@ class Emulation:
         if text is None:
             return None
         content = json.loads(text)
-        return cls(content["gpu"], HostSpec(**content["host"]))
+        return cls(content["gpu"], HostSpec(**content["host"]), content["timing_source"])

@@ -9,8 +9,6 @@ from enum import IntEnum
 
 from revati.interception.preload import CORE_LIBRARY
 
-_PROVENANCES, _FAMILIES = 8, 32  # capacities of the native counters
-
 
 class Work(IntEnum):
     """Which duration a launch has: its own, or that of the current batch's attention."""
@@ -52,8 +50,7 @@ class Cost(ctypes.Structure):
     _fields_ = [
         ("duration_ns", ctypes.c_int64),
         ("work", ctypes.c_int32),
-        ("provenance", ctypes.c_int32),
-        ("family", ctypes.c_int32),
+        ("launch", ctypes.c_int32),
         ("per_tokens", ctypes.c_int32),
         ("power_w", ctypes.c_float),
         ("clock_sensitivity", ctypes.c_float),
@@ -66,11 +63,10 @@ _Resolver = ctypes.CFUNCTYPE(None, ctypes.POINTER(LaunchKey), ctypes.POINTER(Cos
 
 @dataclass(frozen=True, slots=True)
 class GpuTime:
-    """GPU time since the last reset, by index of provenance and of kernel family."""
+    """GPU time and number of launches since the last reset, by index of distinct launch."""
 
-    ns_by_provenance: list[int]
-    launches_by_provenance: list[int]
-    ns_by_family: list[int]
+    busy_ns: list[int]
+    launches: list[int]
 
 
 class NativeCore:
@@ -90,6 +86,8 @@ class NativeCore:
         lib.revati_phase_begin.argtypes = [ctypes.c_int, ctypes.c_int64]
         lib.revati_set_gaps.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
         lib.revati_set_attention.argtypes = [ctypes.c_int64] * 2 + [ctypes.c_int] * 2 + [ctypes.c_float] * 2
+        lib.revati_stream_time.argtypes, lib.revati_stream_time.restype = [ctypes.c_void_p], ctypes.c_int64
+        lib.revati_stream_wait.argtypes = [ctypes.c_void_p, ctypes.c_int64]
         lib.revati_set_power_limit.argtypes = [ctypes.c_double] * 3 + [ctypes.c_int64]
         lib.revati_set_all_reduce_group.argtypes = [ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
         self._resolver: object = None
@@ -98,6 +96,9 @@ class NativeCore:
         self.advance_ns: Callable[[int], None] = lib.revati_clock_advance
         self.phase_begin: Callable[[int, int], None] = lib.revati_phase_begin
         self.phase_end: Callable[[int], None] = lib.revati_phase_end
+        # Of a CUDA stream, by its handle: when all that was submitted is complete; wait for a moment [ns].
+        self.stream_time: Callable[[int], int] = lib.revati_stream_time
+        self.stream_wait: Callable[[int, int], None] = lib.revati_stream_wait
         self.set_attention: Callable[[int, int, int, int, float, float], None] = lib.revati_set_attention
         self.set_power_limit: Callable[[float, float, float, int], None] = lib.revati_set_power_limit
         self.set_gaps: Callable[[int, int, int], None] = lib.revati_set_gaps
@@ -125,9 +126,8 @@ class NativeCore:
         """Let the clocks that this thread reads show virtual time, going on from the present."""
         self._lib.revati_clocks_virtual(int(enable))
 
-    def gpu_time(self) -> GpuTime:
-        times = (ctypes.c_int64 * _PROVENANCES)()
-        launches = (ctypes.c_int64 * _PROVENANCES)()
-        families = (ctypes.c_int64 * _FAMILIES)()
-        self._lib.revati_gpu_time(times, launches, families)
-        return GpuTime(list(times), list(launches), list(families))
+    def gpu_time(self, size: int) -> GpuTime:
+        """Of the first ``size`` distinct launches (see ``Cost.launch``)."""
+        times, launches = (ctypes.c_int64 * size)(), (ctypes.c_int64 * size)()
+        self._lib.revati_gpu_time(times, launches, size)
+        return GpuTime(list(times), list(launches))

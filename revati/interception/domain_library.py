@@ -44,13 +44,17 @@ class DomainLibrary:
             ctypes.c_int64,
             ctypes.c_double,
             ctypes.c_char_p,
+            ctypes.c_char_p,
         ]
         lib.revati_domain_watch.argtypes = [ctypes.c_int64, ctypes.c_char_p]
         lib.revati_domain_now.restype = ctypes.c_int64
 
-    def create(self, path: Path, skew_ns: int, cpu_factor: float, real_time_threads: str) -> None:
+    def create(
+        self, path: Path, skew_ns: int, cpu_factor: float, real_time_threads: str, idle_libraries: str
+    ) -> None:
+        """Make the shared memory of a new domain; `Domain.create` explains the arguments."""
         error = self._lib.revati_domain_create(
-            os.fsencode(path), skew_ns, cpu_factor, real_time_threads.encode()
+            os.fsencode(path), skew_ns, cpu_factor, real_time_threads.encode(), idle_libraries.encode()
         )
         if error:
             raise OSError(error, os.strerror(error), str(path))

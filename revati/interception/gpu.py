@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from revati.interception import capability
 from revati.paths import conf_dir
 
 # cudaDeviceAttr (CUDA 13 runtime API); the driver's CUdevice_attribute has the same numbers.
@@ -56,6 +57,13 @@ class PowerModel:
     gemm_bound: float
     attention_sensitivity: float
 
+    def stretch(self, power_w: float) -> float:
+        """How much longer the clock's period gets while the average power stays at ``power_w``."""
+        if power_w <= self.limit_w:
+            return 1.0
+        excess = (power_w - self.idle_w) / (self.limit_w - self.idle_w)
+        return float(excess ** (1.0 / self.exponent))
+
     def gemm(self, flops_share: float, bytes_share: float) -> tuple[float, float]:
         """(power in W, sensitivity to the clock) of a GEMM at these shares of the GPU's peak rates."""
         power_w = self.idle_w + self.gemm_flops_w * flops_share + self.gemm_bytes_w * bytes_share
@@ -89,8 +97,9 @@ class GpuDescription:
     nvlink_bandwidth_gb_s: float
     pcie_bandwidth_gb_s: float
     max_gpus_per_node: int
-    power: PowerModel
-    attributes: dict[str, int] = field(default_factory=dict)
+    compute_capability: str
+    power: PowerModel | None  # None: not known, so kernels always run at full clock
+    attributes: dict[str, int] = field(default_factory=dict)  # beside those of the compute capability
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.attributes) - set(ATTRIBUTE_IDS))
@@ -107,7 +116,12 @@ class GpuDescription:
             )
         }  # fmt: skip
         fields["count"] = count
-        fields.update({f"attr.{ATTRIBUTE_IDS[name]}": value for name, value in self.attributes.items()})
+        attributes = capability.attributes(self.compute_capability) | {
+            "MultiProcessorCount": self.sm_count,
+            "ClockRate": self.sm_clock_mhz * 1000,
+            **self.attributes,
+        }
+        fields.update({f"attr.{ATTRIBUTE_IDS[name]}": value for name, value in attributes.items()})
         return ";".join(f"{name}={value}" for name, value in fields.items())
 
 
@@ -126,4 +140,5 @@ def load_gpu(name: str, folder: Path | None = None) -> GpuDescription:
     if not path.is_file():
         raise ValueError(f"unknown gpu '{name}'; known: {', '.join(known_gpus(folder))}")
     content = yaml.safe_load(path.read_text())
-    return GpuDescription(**{**content, "power": PowerModel(**content["power"])})
+    power = PowerModel(**content["power"]) if content["power"] else None
+    return GpuDescription(**{**content, "power": power})

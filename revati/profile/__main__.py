@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from functools import partial
 
-from revati.profile.options import HELP, Options, UsageError, parse
+from revati.profile.check import check
+from revati.profile.options import HELP, HostOptions, Options, UsageError, parse
+from revati.profile.parts import Parts
+from revati.profile.plan import Known, engines_within, show, units_of, within
+from revati.profile.session import Session
+from revati.timing import db
 
 
 def main(arguments: list[str]) -> int:
@@ -20,94 +23,88 @@ def main(arguments: list[str]) -> int:
     except UsageError as error:
         print(f"revati.profile: {error}", file=sys.stderr)
         return 2
+    if isinstance(options, HostOptions):
+        from revati.profile.host import calibrate
+
+        return calibrate(options)
     return profile(options)
 
 
 def profile(options: Options) -> int:
     """Measure unit after unit until the budget is spent; a failed unit is reported and left out."""
-    import torch
+    known = Known()
+    if not options.again and options.gpu in db.known_gpus(options.out):
+        known = Known.of(db.read(options.out, options.gpu))
+    budget_s = options.budget_minutes * 60
+    if options.plan:
+        print(show(*within(units_of(options, known), budget_s)))
+        return 0
 
-    from revati.profile.parts import Parts, query_gpu
+    import torch
 
     if not torch.cuda.is_available():
         print("revati.profile: no CUDA GPU on this machine", file=sys.stderr)
         return 2
     started = time.monotonic()
-    deadline_s = started + options.budget_minutes * 60
+    deadline_s = started + budget_s
     parts = Parts.open(options.out, options.gpu)
+    session = Session(parts.folder, parts.provenance)
     failed = 0
-    if "engine" in options.families:
-        from revati.profile import engine
-
-        chosen = tuple(
-            e for e in engine.ENGINES if e.model in options.models and e.tp in options.tensor_parallel
-        )
-        print(engine.measure_all(parts, chosen, deadline_s), flush=True)
-        parts.merge("engine")
-    for family, unit, measure in _units(options):
-        if time.monotonic() > deadline_s:
-            print(f"budget of {options.budget_minutes} minutes is spent before {family}.{unit}", flush=True)
-            break
-        before = time.monotonic()
-        try:
-            rows = parts.run(family, unit, measure)
-        except Exception:
-            failed += 1
-            print(f"{family}.{unit} failed:\n{traceback.format_exc()}", flush=True)
-            continue
-        finally:
-            torch.cuda.empty_cache()
-        state = query_gpu("temperature.gpu,clocks.sm,power.draw")
-        print(f"{family}.{unit}: {rows} rows, {time.monotonic() - before:.1f} s, {state}", flush=True)
-        parts.merge(family)
-    print(f"done in {time.monotonic() - started:.0f} s, {failed} units failed", flush=True)
+    if options.check != "only":
+        if engines_within(options, known):
+            _record_engines(options, parts, session, deadline_s)
+        chosen, rest = within(units_of(options, known), deadline_s - time.monotonic())
+        print(show(chosen, rest), flush=True)
+        for unit in [*chosen, *rest]:
+            if time.monotonic() > deadline_s:
+                print(f"budget of {options.budget_minutes} minutes is spent before {unit.family}.{unit.name}")
+                break
+            began_s = time.monotonic()
+            try:
+                rows = parts.run(unit.file, unit.part, unit.measure)
+            except Exception:
+                failed += 1
+                print(f"{unit.family}.{unit.name} failed:\n{traceback.format_exc()}", flush=True)
+                continue
+            finally:
+                torch.cuda.empty_cache()
+            line = session.log(f"{unit.family}.{unit.name}", began_s, rows=rows)
+            print(f"{line['unit']}: {rows} rows, {line['seconds']} s, {line['gpu_after']}", flush=True)
+            parts.merge(unit.file)
+    if options.check != "no":
+        failed += _check(options, session)
+    print(f"done in {time.monotonic() - started:.0f} s, {failed} units failed or drifted", flush=True)
     return 1 if failed else 0
 
 
-def _units(options: Options) -> list[tuple[str, str, Callable[[], list[dict[str, object]]]]]:
-    """The work in order of importance: small models and tensor parallelism 1 first."""
-    from revati.profile import attention, collective, gaps, kv_write, transfers
-    from revati.profile.shapes import GEMM_TOKENS, LM_HEAD_TOKENS, layer_gemms, lm_head_gemm, rank_shape
+def _record_engines(options: Options, parts: Parts, session: Session, deadline_s: float) -> None:
+    from revati.profile import engine
 
-    units: list[tuple[str, str, Callable[[], list[dict[str, object]]]]] = []
-    if "gap" in options.families:
-        units.append(("gap", "all", gaps.measure))
-    if "copy" in options.families:
-        units.append(("copy", "all", transfers.measure))
-    seen: set[tuple[str, int, int]] = set()
-    for tp in options.tensor_parallel:
-        for model in options.models:
-            shape = rank_shape(model, tp)
-            unit = f"{model}_tp{tp}"
-            if "gemm" in options.families:
-                new = [s for s in layer_gemms(shape) if ("gemm", *s) not in seen]
-                seen.update(("gemm", *s) for s in new)
-                heads = [s for s in [lm_head_gemm(shape)] if ("gemm", *s) not in seen]
-                seen.update(("gemm", *s) for s in heads)
-                units.append(("gemm", unit, partial(_gemm_unit, new, heads, GEMM_TOKENS, LM_HEAD_TOKENS)))
-            counts = (shape.num_q_heads, shape.num_kv_heads)
-            if "attention" in options.families and ("attention", *counts) not in seen:
-                seen.add(("attention", *counts))
-                measure = partial(attention.measure, *counts, attention.all_batches())
-                units.append(("attention", f"q{counts[0]}_kv{counts[1]}", measure))
-            if "kv_write" in options.families and ("kv_write", *counts) not in seen:
-                seen.add(("kv_write", *counts))
-                units.append(("kv_write", f"q{counts[0]}_kv{counts[1]}", partial(kv_write.measure, *counts)))
-    if "collective" in options.families:
-        gpus = collective.gpu_count()
-        units.append(("collective", f"gpus{gpus}", partial(collective.measure, gpus)))
-    return units
+    began_s = time.monotonic()
+    chosen = tuple(e for e in engine.ENGINES if e.model in options.models and e.tp in options.tensor_parallel)
+    rows = engine.measure_all(parts, chosen, deadline_s)
+    session.log("engine", began_s, rows=rows)
+    print(rows, flush=True)
+    parts.merge("engine")
 
 
-def _gemm_unit(
-    layers: list[tuple[int, int]],
-    heads: list[tuple[int, int]],
-    layer_tokens: tuple[int, ...],
-    head_tokens: tuple[int, ...],
-) -> list[dict[str, object]]:
-    from revati.profile import gemm
+def _check(options: Options, session: Session) -> int:
+    """Measure a sample again; returns how many families drifted."""
+    from revati.profile import attention, gemm
 
-    return gemm.measure(layers, layer_tokens) + gemm.measure(heads, head_tokens)
+    began_s = time.monotonic()
+
+    def batches(
+        num_q_heads: int, num_kv_heads: int, rows: list[dict[str, object]]
+    ) -> list[dict[str, object]]:
+        named = [attention.Batch.of_row(row) for row in rows]
+        return attention.measure(num_q_heads, num_kv_heads, named)
+
+    drifts = check(db.read(options.out, options.gpu), options.families, gemm.measure, batches)
+    session.log("check", began_s, drift=[str(one) for one in drifts])
+    for one in drifts:
+        print(one, flush=True)
+    return sum(not one.ok for one in drifts)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,11 @@ class Batch:
     query_lens: tuple[int, ...]
     context_lens: tuple[int, ...]  # including the query tokens
 
+    @classmethod
+    def of_row(cls, row: Row) -> Batch:
+        """The batch that a row of the database is about."""
+        return cls(row["variant"], tuple(row["query_lens"]), tuple(row["context_lens"]))
+
 
 def decode_batches() -> Iterator[Batch]:
     for batch in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512):
@@ -181,7 +186,9 @@ def _without_odd_strides(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(slots=True)
-class _Call:
+class Call:
+    """A batch's tensors, ready for one call of the kernel after another."""
+
     batch: Batch
     query: torch.Tensor
     written: torch.Tensor
@@ -193,9 +200,14 @@ class _Call:
     max_context: int
 
     def run(self, cache: Cache, repeat: int) -> None:
+        """One measured call: its input has just been written, other data fills L2 after it."""
+        self.query.copy_(self.written)
+        self.launch(cache, repeat)
+        between_calls()
+
+    def launch(self, cache: Cache, repeat: int) -> None:
         from vllm.vllm_flash_attn import flash_attn_varlen_func
 
-        self.query.copy_(self.written)
         flash_attn_varlen_func(
             q=self.query,
             k=cache.key,
@@ -212,10 +224,9 @@ class _Call:
             num_splits=GRAPH_SPLITS if self.batch.mode == "graph" else 0,
             fa_version=3,
         )
-        between_calls()
 
 
-def _prepare(batch: Batch, num_q_heads: int, num_kv_heads: int, cache: Cache) -> _Call:
+def prepare(batch: Batch, num_q_heads: int, num_kv_heads: int, cache: Cache) -> Call:
     from vllm.vllm_flash_attn import get_scheduler_metadata
 
     tokens = sum(batch.query_lens)
@@ -240,7 +251,7 @@ def _prepare(batch: Batch, num_q_heads: int, num_kv_heads: int, cache: Cache) ->
         window_size=(-1, -1),
         num_splits=GRAPH_SPLITS if batch.mode == "graph" else 0,
     )
-    return _Call(
+    return Call(
         batch=batch,
         query=torch.empty_like(written),
         written=written,
@@ -264,9 +275,9 @@ def measure(num_q_heads: int, num_kv_heads: int, batches: list[Batch]) -> list[R
     rows: list[Row] = []
     for at in range(0, len(batches), BATCHES_PER_RECORDING):
         chosen = batches[at : at + BATCHES_PER_RECORDING]
-        calls = [_prepare(batch, num_q_heads, num_kv_heads, cache) for batch in chosen]
+        calls = [prepare(batch, num_q_heads, num_kv_heads, cache) for batch in chosen]
 
-        def work(calls: list[_Call] = calls) -> None:
+        def work(calls: list[Call] = calls) -> None:
             for call in calls:
                 for repeat in range(WARMUPS + REPEATS):
                     call.run(cache, repeat)  # each time with other blocks of the cache

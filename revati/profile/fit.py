@@ -13,16 +13,18 @@ import numpy as np
 import sklearn
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor
-from sklearn.model_selection import KFold, LeaveOneGroupOut, cross_val_predict
+from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold, cross_val_predict
+from threadpoolctl import threadpool_limits
 
 from revati import paths
 from revati.timing import db
-from revati.timing.attention_features import FEATURES, Heads, features
+from revati.timing.attention import FITTED_FORMAT
+from revati.timing.attention_features import FEATURES, Batch, Heads, features
 from revati.timing.gpu import GpuLimits, load_limits
 from revati.timing.trees import Trees
 
 FOLDS = 5
-TREES = {"attention": 70, "combine": 25}  # the reader evaluates all of them once per engine step
+TREES = {"attention": 70, "combine": 80}  # the reader evaluates all of them once per engine step
 DEPTH = 8
 
 
@@ -34,8 +36,10 @@ def samples(
     x = np.array(
         [
             features(
-                np.array(row["query_lens"], dtype=np.int64),
-                np.array(row["context_lens"], dtype=np.int64),
+                Batch.of(
+                    np.array(row["query_lens"], dtype=np.int64),
+                    np.array(row["context_lens"], dtype=np.int64),
+                ),
                 Heads(row["num_q_heads"], row["num_kv_heads"], row["head_dim"]),
                 row["variant"] == "graph",
                 limits,
@@ -59,19 +63,31 @@ def regressor(kind: str) -> HistGradientBoostingRegressor:
     )
 
 
+def offset(kind: str, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What trees correct: the physical schedule of the main kernel; the reduction over splits has none."""
+    return x[:, 0] if kind == "attention" else np.zeros(len(x))
+
+
 def held_out_errors(
     kind: str, x: NDArray[np.float64], y: NDArray[np.float64], groups: list[str]
 ) -> dict[str, NDArray[np.float64]]:
     """Relative errors of predictions for batches, and for whole head configurations, not trained on."""
-    offset = x[:, 0]
-    target = y - offset
-    folds = {
-        "batches": cross_val_predict(
-            regressor(kind), x, target, cv=KFold(FOLDS, shuffle=True, random_state=0)
-        ),
-        "head counts": cross_val_predict(regressor(kind), x, target, groups=groups, cv=LeaveOneGroupOut()),
+    target = y - offset(kind, x)
+    folds: dict[str, BaseCrossValidator] = {"batches": KFold(FOLDS, shuffle=True, random_state=0)}
+    if len(set(groups)) > 1:
+        folds["head counts"] = GroupKFold(min(FOLDS, len(set(groups))))
+    predicted = {
+        name: cross_val_predict(
+            regressor(kind), x, target, groups=groups if name == "head counts" else None, cv=cv
+        )
+        for name, cv in folds.items()
     }
-    return {name: np.exp(predicted - target) - 1.0 for name, predicted in folds.items()}
+    return {name: np.exp(guess - target) - 1.0 for name, guess in predicted.items()}
+
+
+def _weighted(errors: NDArray[np.float64], log_us: NDArray[np.float64]) -> float:
+    """Mean absolute error, weighted by duration."""
+    return float(np.average(np.abs(errors), weights=np.exp(log_us)))
 
 
 def export(model: HistGradientBoostingRegressor) -> Trees:
@@ -94,25 +110,42 @@ def export(model: HistGradientBoostingRegressor) -> Trees:
     )
 
 
-def fit(db_dir: Path, gpu: str) -> None:
+def fit(
+    db_dir: Path, gpu: str, kinds: tuple[str, ...] = ("attention", "combine"), equal_requests: bool = False
+) -> None:
+    """Fit a GPU's trees and write them beside its measurements.
+
+    Args:
+        equal_requests: the rows are of batches of equal requests, with the reduction over splits included.
+    """
+    # More threads than free cores would spin for each other: one is fast enough, and repeatable.
+    with threadpool_limits(1, user_api="openmp"):
+        _fit(db_dir, gpu, kinds, equal_requests)
+
+
+def _fit(db_dir: Path, gpu: str, kinds: tuple[str, ...], equal_requests: bool) -> None:
     rows = db.read(db_dir, gpu).to_pylist()
     limits = load_limits(paths.conf_dir() / "gpu", gpu)
-    for kind in ("attention", "combine"):
+    for kind in kinds:
         x, y, groups = samples(rows, kind, limits)
         errors = held_out_errors(kind, x, y, groups)
-        trees = export(regressor(kind).fit(x, y - x[:, 0]))
+        trees = export(regressor(kind).fit(x, y - offset(kind, x)))
         held_out = [
-            f"{name}: median {np.median(np.abs(error)):.1%}, p90 {np.percentile(np.abs(error), 90):.1%}, "
+            f"{name}: weighted mean {_weighted(error, y):.1%}, "
+            f"median {np.median(np.abs(error)):.1%}, p90 {np.percentile(np.abs(error), 90):.1%}, "
             f"bias {np.mean(error):+.1%}"
             for name, error in errors.items()
         ]
         facts = {
             "features": ",".join(FEATURES),
+            "format": FITTED_FORMAT,
             "rel_std": f"{float(np.sqrt(np.mean(errors['batches'] ** 2))):.4f}",
             "held_out": "; ".join(held_out),
             "max_query_tokens": str(round(np.exp(x[:, FEATURES.index("log_query_tokens")].max()))),
             "max_context": str(max(max(r["context_lens"]) for r in rows if r["kind"] == kind)),
             "rows": str(len(y)),
+            "equal_requests": str(equal_requests),
+            "weighted_error": f"{_weighted(errors['batches'], y):.4f}",
             "scikit-learn": sklearn.__version__,
         }
         trees.save(db.partition(db_dir, gpu) / "fitted" / f"{kind}.parquet", facts)

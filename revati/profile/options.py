@@ -9,9 +9,12 @@ FAMILIES = ("engine", "gemm", "attention", "kv_write", "copy", "gap", "collectiv
 MODELS = ("llama7b", "llama13b", "llama31_8b", "qwen3_8b", "llama31_70b")
 TENSOR_PARALLEL = (1, 2, 4, 8)
 
-HELP = f"""Measure kernels on this machine's GPU and add them to a kernel database.
+CHECKS = ("after", "only", "no")
+
+HELP = f"""Measure this machine: its GPU's kernels for a kernel database, or its host for a host table.
 
 usage: python -m revati.profile gpu=NAME [key=value …]
+       python -m revati.profile host=NAME [engines=A,B] [logs=DIR]
 
   gpu=NAME            partition to write, e.g. h200 (required)
   out=DIR             kernel database to write to           (default: kernel_db)
@@ -19,11 +22,21 @@ usage: python -m revati.profile gpu=NAME [key=value …]
                       (default: all but collective, which needs several GPUs)
   models=A,B          of {",".join(MODELS)}
   tensor_parallel=A,B of {",".join(map(str, TENSOR_PARALLEL))}
-  budget_minutes=X    start no new unit of work after X minutes (default: 10)
+  budget_minutes=X    plan for X minutes and start no new unit of work after them (default: 10)
+  again=yes|no        measure also what the database has (default: no)
+  check=A             of {",".join(CHECKS)}: measure a sample again and report drift (default: after)
+  plan=yes            show the plan and measure nothing
 
-Needs torch, triton and pyarrow; attention, kv_write, engine and collective also need vllm.
-Work is split into units (a family for one model and parallelism). Each finished unit is a file in
-DIR/gpu=NAME/parts/; a unit that has one is skipped, so an interrupted run goes on where it stopped.
+  host=NAME           calibrate the host: drive real engines, log their steps, write conf/host/NAME.yaml
+  engines=A,B         which ones (default: the standard set; see revati.profile.host_calibration)
+  logs=DIR            folder for the logs; engines whose logs are there are not run again
+                      (default: outputs/host-NAME)
+
+Needs torch, triton and pyarrow; attention, kv_write, engine and collective also need vllm, host= as well.
+Work is split into units (a family for one model and parallelism), those first that take away most error for
+their time. Each finished unit is a file in DIR/gpu=NAME/parts/; a unit that has one, or that the database
+has, is skipped, so an interrupted run goes on where it stopped. DIR/gpu=NAME/sessions.jsonl says in which
+state the GPU was.
 """
 
 
@@ -39,22 +52,30 @@ class Options:
     models: tuple[str, ...] = MODELS
     tensor_parallel: tuple[int, ...] = TENSOR_PARALLEL
     budget_minutes: float = 10.0
+    again: bool = False
+    check: str = "after"
+    plan: bool = False
 
 
-def parse(arguments: list[str]) -> Options:
+@dataclass(frozen=True, slots=True)
+class HostOptions:
+    """A host to calibrate; ``engines`` empty: the standard set."""
+
+    host: str
+    engines: tuple[str, ...] = ()
+    logs: Path | None = None
+
+
+def parse(arguments: list[str]) -> Options | HostOptions:
     """
     Raises:
         UsageError: an argument is no key=value pair, or a key or value is not accepted.
     """
-    known = [f.name for f in fields(Options)]
-    given: dict[str, str] = {}
-    for argument in arguments:
-        key, sign, value = argument.partition("=")
-        if not sign or key not in known or not value:
-            raise UsageError(f"unknown argument {argument!r}; accepted: {', '.join(k + '=…' for k in known)}")
-        given[key] = value
+    if any(argument.startswith("host=") for argument in arguments):
+        return _host(_given(arguments, [f.name for f in fields(HostOptions)]))
+    given = _given(arguments, [f.name for f in fields(Options)])
     if "gpu" not in given:
-        raise UsageError("gpu=NAME is required, e.g. gpu=h200")
+        raise UsageError("gpu=NAME is required, e.g. gpu=h200, or host=NAME")
     if not given["gpu"].isidentifier():
         raise UsageError(f"gpu={given['gpu']!r} must be letters, digits and underscores, e.g. h200")
     defaults = Options(gpu=given["gpu"])
@@ -66,7 +87,38 @@ def parse(arguments: list[str]) -> Options:
         models=_choices("models", given, MODELS, defaults.models) or (),
         tensor_parallel=tuple(map(int, tensor_parallel)) if tensor_parallel else TENSOR_PARALLEL,
         budget_minutes=_positive("budget_minutes", given, defaults.budget_minutes),
+        again=_yes("again", given),
+        check=_one_of("check", given, CHECKS, defaults.check),
+        plan=_yes("plan", given),
     )
+
+
+def _given(arguments: list[str], known: list[str]) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for argument in arguments:
+        key, sign, value = argument.partition("=")
+        if not sign or key not in known or not value:
+            raise UsageError(f"unknown argument {argument!r}; accepted: {', '.join(k + '=…' for k in known)}")
+        given[key] = value
+    return given
+
+
+def _host(given: dict[str, str]) -> HostOptions:
+    if not given["host"].isidentifier():
+        raise UsageError(f"host={given['host']!r} must be letters, digits and underscores, e.g. h200_xeon")
+    engines = tuple(given["engines"].split(",")) if "engines" in given else ()
+    return HostOptions(given["host"], engines, Path(given["logs"]) if "logs" in given else None)
+
+
+def _one_of(key: str, given: dict[str, str], accepted: tuple[str, ...], default: str) -> str:
+    value = given.get(key, default)
+    if value not in accepted:
+        raise UsageError(f"{key}: unknown value {value!r}; accepted: {', '.join(accepted)}")
+    return value
+
+
+def _yes(key: str, given: dict[str, str]) -> bool:
+    return _one_of(key, given, ("yes", "no"), "no") == "yes"
 
 
 def _choices(

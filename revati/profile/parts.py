@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
+from revati.profile.gpu_state import query_gpu
 from revati.timing import db
 from revati.timing.schema import rows_to_table
 
@@ -33,16 +33,9 @@ def summary(durations_us: list[float]) -> Row:
     }
 
 
-def query_gpu(field_names: str) -> str:
-    """Read-only query of the driver's tool; empty where it is missing."""
-    command = ["nvidia-smi", f"--query-gpu={field_names}", "--format=csv,noheader", "-i", "0"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-
-
 def libraries() -> str:
+    import torch
+
     found = [f"cuda={torch.version.cuda}", f"torch={torch.__version__}"]
     for package in ("vllm", "triton", "nvidia-cublas", "nvidia-nccl-cu13"):
         try:
@@ -63,6 +56,9 @@ class Parts:
     def open(cls, out: Path, gpu: str) -> Parts:
         folder = out / f"gpu={gpu}"
         (folder / "parts").mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("*.parquet"):  # measured in earlier sessions: merging keeps it
+            if not list((folder / "parts").glob(f"{path.stem}.*.parquet")):
+                shutil.copyfile(path, folder / "parts" / f"{path.stem}.before.parquet")
         return cls(
             folder,
             {
@@ -86,7 +82,7 @@ class Parts:
         return len(rows)
 
     def merge(self, family: str) -> int:
-        """Join a family's parts with its merged file; a later measurement of a unit replaces it."""
+        """Join a family's parts into one file; what was measured twice is there twice."""
         parts = sorted((self.folder / "parts").glob(f"{family}.*.parquet"))
         if not parts:
             return 0

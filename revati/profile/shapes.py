@@ -20,6 +20,11 @@ EAGER_TOKENS = (
     *range(9216, 16385, 1024),
 )
 GEMM_TOKENS = tuple(sorted({*GRAPH_TOKENS, *ODD_TOKENS, *EAGER_TOKENS}))
+# A first pass over GEMM_TOKENS: the captured sizes of decode steps, and ends of tiles for longer ones.
+COARSE_TOKENS = (
+    *(1, 2, 4, *range(8, 257, 8), *range(288, 513, 32)),
+    *(640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096, 5120, 6144, 8192, 12288, 16384),
+)
 LM_HEAD_TOKENS = tuple(m for m in GEMM_TOKENS if m <= 1024)
 
 

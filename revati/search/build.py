@@ -15,6 +15,7 @@ from revati.search.objective import Objective
 from revati.search.problem import Problem
 from revati.search.runner import DEPLOYMENTS
 from revati.spec import HOST_MODES, DeploymentSpec, HostMode, HostSpec, ModelShape
+from revati.timing.source import UnknownSourceError, choose, source
 from revati.workload import Workload, WorkloadError, lengths_from_config
 
 ARRIVALS = ("poisson", "offline", "trace")
@@ -56,6 +57,7 @@ def build_problem(config: DictConfig, num_gpus: int) -> Problem:
         gpu=config.gpu_id,
         host=_host(config.host.name, config.host.mode),
         num_gpus=num_gpus,
+        timing_source=_timing_source(config.timing.source, config.gpu_id),
         timing_require=config.timing.require,
         seed=config.seed,
     )
@@ -138,6 +140,16 @@ def _require_unchanged_gpu(config: DictConfig) -> None:
             f"gpu.{changed[0]} cannot be set here; accepted: gpu= with a description in conf/gpu/, "
             "where a new file describes another GPU"
         )
+
+
+def _timing_source(asked: str | None, gpu: str) -> str:
+    """The timing source, ready for engines to open."""
+    try:
+        chosen = choose(asked, gpu)
+    except UnknownSourceError as error:
+        raise ConfigError(str(error)) from None
+    source(chosen).prepare(gpu)
+    return chosen
 
 
 def _host(name: str, mode: str) -> HostSpec:

@@ -12,6 +12,8 @@ from revati.deployment.metrics import METRIC_COLUMNS
 STATUSES = ("ok", "infeasible", "failed")
 PROVENANCES = ("measured", "interpolated", "extrapolated", "roofline")
 SHARE_COLUMNS = tuple(f"gpu_time_share_{provenance}" for provenance in PROVENANCES)
+# Expected relative error of the GPU time; distinct launches that nobody measured.
+UNCERTAINTY: dict[str, pa.DataType] = {"gpu_time_rel_std": pa.float64(), "unseen_kernels": pa.int64()}
 
 _TRIAL: dict[str, pa.DataType] = {
     "trial_id": pa.string(),
@@ -35,10 +37,10 @@ TRIAL_COLUMNS = tuple(_TRIAL)
 
 
 def trials_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """One row per trial: the trial's columns, shares by provenance, metrics, SLO, other knobs searched."""
+    """One row per trial: the trial's columns, GPU time by provenance, metrics, SLO, other knobs searched."""
     rows = list(rows)
     types = dict(_TRIAL)
-    types |= dict.fromkeys(SHARE_COLUMNS, pa.float64())
+    types |= dict.fromkeys(SHARE_COLUMNS, pa.float64()) | UNCERTAINTY
     types |= {metric: pa.float64() for metric in METRIC_COLUMNS if metric not in types}
     types["slo_met"] = pa.bool_()
     for name in dict.fromkeys(name for row in rows for name in row):

@@ -65,6 +65,7 @@ class HostConfig:
 
 @dataclass
 class TimingConfig:
+    source: str | None = None  # kernel_db | aiconfigurator | a plug-in's name; null: what has the GPU
     require: str | None = None  # measured | interpolated
 
 

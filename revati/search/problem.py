@@ -20,6 +20,7 @@ class Problem:
     gpu: str
     host: HostSpec
     num_gpus: int  # budget of a deployment
+    timing_source: str = "kernel_db"
     timing_require: str | None = None
     seed: int = 0
 
@@ -33,6 +34,7 @@ class Problem:
             gpu=self.gpu,
             host=self.host,
             engine_args={**self.engine_args, **engine},
+            timing_source=self.timing_source,
             timing_require=self.timing_require,
             seed=self.seed,
             **deployment,

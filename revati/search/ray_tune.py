@@ -53,6 +53,7 @@ class TrialSetup:
     """What all trials of a sweep share; goes to the workers as a path and JSON-able values."""
 
     runner: str  # module with TemplateServer and TemplateClient
+    gpu: str
     workload_path: Path
     workload_name: str
     request_slo: Slo
@@ -88,7 +89,7 @@ def run_campaign(
     with (
         interruptible(),
         _session_dir() as session,
-        open_server(setup.runner, setup.folder / "logs") as server,
+        open_server(setup.runner, setup.folder / "logs", setup.gpu) as server,
         no_leftovers(str(session)),
         _ray(session, concurrency, dashboard, say),
     ):

@@ -108,6 +108,7 @@ def run_sweep(config: DictConfig, folder: Path, overrides: list[str], runner: st
         )
         setup = TrialSetup(
             runner or build_runner(config),
+            sweep.problem.gpu,
             folder / output.WORKLOAD,
             sweep.workload.name,
             sweep.objective.request_slo,

@@ -41,10 +41,10 @@ class Client(Protocol):
     def run(self, spec: DeploymentSpec, workload: Workload, out_dir: Path) -> TrialResult: ...
 
 
-def open_server(runner: str, log_dir: Path) -> AbstractContextManager[Server]:
+def open_server(runner: str, log_dir: Path, gpu: str) -> AbstractContextManager[Server]:
     """The runner's ``TemplateServer``, to be used in a ``with``."""
     module: Any = importlib.import_module(runner)
-    return cast(AbstractContextManager[Server], module.TemplateServer(log_dir))
+    return cast(AbstractContextManager[Server], module.TemplateServer(log_dir, gpu=gpu))
 
 
 def connect(runner: str, socket_path: Path) -> Client:

@@ -1,4 +1,4 @@
-"""Connects a `KernelTimer` to the launches that interception sees."""
+"""Connects a timing source to the launches that interception sees."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 
 from revati.interception.core import Cost, LaunchKey, LaunchType, NativeCore, Work
 from revati.interception.gpu import GpuDescription
-from revati.timing.estimate import PROVENANCES, Estimate, dtype_bytes
-from revati.timing.timer import KernelTimer
+from revati.timing.estimate import Estimate, dtype_bytes
+from revati.timing.power import demand
+from revati.timing.source import TimingSource
+from revati.timing.usage import LaunchLog, Usage
 
 _DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "f8e4m3": "float8_e4m3", "s8": "int8"}
-_FULL_CLOCK_TOKENS = 4096
 _CUSTOM_ALL_REDUCE = {
     "cross_device_reduce_1stage": "custom_1stage",
     "cross_device_reduce_2stage": "custom_2stage",
@@ -22,28 +23,30 @@ _CUSTOM_ALL_REDUCE = {
 
 
 class LaunchPricing:
-    """Answers the native core's questions, and keeps count of where GPU time came from.
+    """Answers the native core's questions, once per distinct launch, and knows which ones ran.
 
     Args:
         full_graphs: the engine replays decode steps as one CUDA graph.
     """
 
     def __init__(
-        self, core: NativeCore, timer: KernelTimer, gpu: GpuDescription, full_graphs: bool = True
+        self, core: NativeCore, source: TimingSource, gpu: GpuDescription, full_graphs: bool = True
     ) -> None:
-        self._core, self._timer, self._gpu, self._full_graphs = core, timer, gpu, full_graphs
-        shape = timer.shape
-        self._element_bytes = dtype_bytes(shape.dtype)
-        self._hidden_bytes = shape.hidden * self._element_bytes
-        self._kv_token_bytes = 2 * shape.num_kv_heads * shape.head_dim * self._element_bytes
+        self._core, self._source, self._gpu, self._full_graphs = core, source, gpu, full_graphs
+        self._hidden_bytes = source.shape.hidden * dtype_bytes(source.shape.dtype)
         self._demangled: dict[bytes, str] = {}
-        self.families: list[str] = []
+        self._attention_names = {"main": "attention", "combine": "combine"}
+        self._log = LaunchLog()
         self.num_reqs = 0  # of the step in progress
         # Encloses predictions inside an engine's phase: their CPU time is ours, not the engine's.
         self.own_time: Callable[[], AbstractContextManager[None]] = nullcontext
-        core.set_gaps(int(timer.launch_gap_us * 1e3), int(timer.graph_gap_us * 1e3), gpu.launch_queue_depth)
-        power = gpu.power
-        core.set_power_limit(power.limit_w, power.idle_w, power.exponent, int(power.time_constant_ms * 1e6))
+        core.set_gaps(int(source.launch_gap_us * 1e3), int(source.graph_gap_us * 1e3), gpu.launch_queue_depth)
+        if (power := gpu.power) is None:
+            core.set_power_limit(0.0, 0.0, 1.0, 1)
+        else:
+            core.set_power_limit(
+                power.limit_w, power.idle_w, power.exponent, int(power.time_constant_ms * 1e6)
+            )
         core.set_resolver(self._resolve)
 
     def set_batch(self, query_lens: Sequence[int], context_lens: Sequence[int]) -> None:
@@ -51,71 +54,62 @@ class LaunchPricing:
         self.num_reqs = len(query_lens)
         queries = np.asarray(query_lens, dtype=np.int64)
         contexts = np.asarray(context_lens, dtype=np.int64)
-        main, combine = self._timer.attention(queries, contexts, self._full_graphs)
-        shape = self._timer.shape
-        flops = 4.0 * shape.num_q_heads * shape.head_dim * float(queries @ contexts)
-        nbytes = self._kv_token_bytes * float(contexts.sum())
-        power_w, sensitivity = self._gpu.power.attention(*self._shares(flops, nbytes, main.duration_us))
+        main, combine = self._source.attention(queries, contexts, self._full_graphs)
+        power_w, sensitivity = demand(self._gpu, main)
         self._core.set_attention(
             int(main.duration_us * 1e3),
             int(combine.duration_us * 1e3),
-            PROVENANCES.index(main.provenance),
-            self._family(main.kind),
+            self._log.add_attention(self._attention_names["main"], main),
+            self._log.add_attention(self._attention_names["combine"], combine),
             power_w,
             sensitivity,
         )
 
-    def _shares(self, flops: float, nbytes: float, duration_us: float) -> tuple[float, float]:
-        """Shares of the GPU's peak FLOP/s and bytes/s, at most 1."""
-        flops_share = flops / (duration_us * self._gpu.bf16_tflops * 1e6)
-        return min(1.0, flops_share), min(1.0, nbytes / (duration_us * self._gpu.memory_bandwidth_gb_s * 1e3))
-
-    def shares(self) -> dict[str, float]:
-        """Fraction of GPU busy time by provenance; all zero before anything ran."""
-        times = self._core.gpu_time().ns_by_provenance[: len(PROVENANCES)]
-        total = sum(times)
-        return {name: (ns / total if total else 0.0) for name, ns in zip(PROVENANCES, times, strict=True)}
-
-    def _family(self, kind: str) -> int:
-        if kind not in self.families:
-            self.families.append(kind)
-        return self.families.index(kind)
+    def usage(self) -> Usage:
+        """The launches since the core's counters were reset."""
+        counted = self._core.gpu_time(len(self._log.launches))
+        return self._log.usage(counted.busy_ns, counted.launches)
 
     def _resolve(self, key: LaunchKey, cost: Cost) -> None:
-        handlers: dict[int, Callable[[LaunchKey, Cost], Estimate]] = {
+        handlers: dict[int, Callable[[LaunchKey, Cost], tuple[str, str, Estimate] | None]] = {
             LaunchType.KERNEL: self._kernel,
             LaunchType.GEMM: self._gemm,
             LaunchType.COLLECTIVE: self._collective,
             LaunchType.COPY: self._copy,
         }
-        cost.power_w = self._gpu.power.other_w
         with self.own_time():
-            estimate = handlers[key.type](key, cost)
+            answer = handlers[key.type](key, cost)
+        if answer is None:
+            cost.launch = -1
+            return
+        name, shape, estimate = answer
         cost.duration_ns = int(estimate.duration_us * 1e3)
-        cost.provenance = PROVENANCES.index(estimate.provenance)
-        cost.family = self._family(estimate.kind)
+        cost.power_w, cost.clock_sensitivity = demand(self._gpu, estimate)
+        cost.launch = self._log.add(name, shape, estimate)
 
-    def _kernel(self, key: LaunchKey, cost: Cost) -> Estimate:
+    def _kernel(self, key: LaunchKey, cost: Cost) -> tuple[str, str, Estimate] | None:
         name = self._demangle(key.name)
-        part = self._timer.is_attention(name)
-        if part:
+        part = self._source.is_attention(name)
+        if part:  # priced per batch, see set_batch
             cost.work = Work.ATTENTION if part == "main" else Work.ATTENTION_COMBINE
-            return Estimate(0.0, "measured", 0.0, "attention")  # priced per batch, see set_batch
+            self._attention_names[part] = name
+            return None
         for kernel, implementation in _CUSTOM_ALL_REDUCE.items():
             if kernel in name:
                 cost.per_tokens = cost.meets = 1
-                nbytes = key.num_tokens * self._hidden_bytes
-                return self._timer.collective("all_reduce", nbytes, self._timer.shape.tp, implementation)
+                nbytes, ranks = key.num_tokens * self._hidden_bytes, self._source.shape.tp
+                estimate = self._source.collective("all_reduce", nbytes, ranks, implementation)
+                return name, f"{nbytes} bytes, {ranks} ranks", estimate
         grid, block = tuple(key.grid), tuple(key.block)
-        return self._timer.kernel(name, grid, block, key.shared_bytes, key.num_tokens, self.num_reqs)
+        estimate = self._source.kernel(name, grid, block, key.shared_bytes, key.num_tokens, self.num_reqs)
+        return name, f"grid {grid}, block {block}, {key.shared_bytes} bytes shared", estimate
 
-    def _gemm(self, key: LaunchKey, cost: Cost) -> Estimate:
-        types, _, operations = key.name.decode().partition(":")
+    def _gemm(self, key: LaunchKey, cost: Cost) -> tuple[str, str, Estimate]:
+        name = key.name.decode()
+        types, _, operations = name.partition(":")
         operand, _, result = types.partition(">")
-        # Longer products met the power limit while they were measured; here the limit is modelled.
-        tokens = min(key.m, _FULL_CLOCK_TOKENS)
-        estimate = self._timer.gemm(
-            tokens,
+        estimate = self._source.gemm(
+            key.m,
             key.n,
             key.k,
             _DTYPES.get(operand, operand),
@@ -124,21 +118,21 @@ class LaunchPricing:
             operations[:1] == "T",
             key.batch,
         )
-        if key.m > tokens:
-            provenance = max(estimate.provenance, "interpolated", key=PROVENANCES.index)
-            duration_us = estimate.duration_us * key.m / tokens
-            estimate = Estimate(duration_us, provenance, estimate.rel_std, estimate.kind)
-        flops = 2.0 * key.m * key.n * key.k * key.batch
-        nbytes = self._element_bytes * key.batch * float(key.m * key.k + key.n * key.k + key.m * key.n)
-        shares = self._shares(flops, nbytes, estimate.duration_us)
-        cost.power_w, cost.clock_sensitivity = self._gpu.power.gemm(*shares)
-        return estimate
+        return f"gemm {name}", f"m={key.m}, n={key.n}, k={key.k}, batch={key.batch}", estimate
 
-    def _collective(self, key: LaunchKey, cost: Cost) -> Estimate:
-        return self._timer.collective(key.name.decode(), key.bytes, key.ranks, "nccl")
+    def transfer_ns(self, nbytes: int) -> int:
+        """Duration of sending so many bytes from one GPU to another."""
+        with self.own_time():
+            return int(self._source.collective("send_recv", nbytes, 2, "nccl").duration_us * 1e3)
 
-    def _copy(self, key: LaunchKey, cost: Cost) -> Estimate:
-        return self._timer.copy(key.name.decode(), key.bytes)
+    def _collective(self, key: LaunchKey, cost: Cost) -> tuple[str, str, Estimate]:
+        name = key.name.decode()
+        estimate = self._source.collective(name, key.bytes, key.ranks, "nccl")
+        return f"nccl {name}", f"{key.bytes} bytes, {key.ranks} ranks", estimate
+
+    def _copy(self, key: LaunchKey, cost: Cost) -> tuple[str, str, Estimate]:
+        name = key.name.decode()
+        return f"copy {name}", f"{key.bytes} bytes", self._source.copy(name, key.bytes)
 
     def _demangle(self, name: bytes) -> str:
         if name not in self._demangled:

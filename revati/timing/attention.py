@@ -7,115 +7,91 @@ physical schedule (``attention_features``). Without measurements the roofline an
 
 from __future__ import annotations
 
-import bisect
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from revati.timing import db
-from revati.timing.attention_features import FEATURES, Heads, features, is_graph
-from revati.timing.curve import MEASURED_REL_STD
-from revati.timing.estimate import Estimate, Provenance, RankShape, dtype_bytes
+from revati.timing.attention_features import FEATURES, LAUNCH_US, Batch, Heads, features, is_graph, parts
+from revati.timing.decode_grid import DecodeGrid, equal_decodes
+from revati.timing.estimate import Estimate, Provenance, RankShape, dtype_bytes, weaker
+from revati.timing.forest import Forest
 from revati.timing.gpu import GpuLimits
+from revati.timing.in_engine import NO_EFFECT, InEngineCurve
 from revati.timing.roofline import roofline
 from revati.timing.trees import Trees
 
 UNSEEN_HEADS_REL_STD = 0.15
-GRID_REL_STD = 0.03
-
-Rows = list[dict[str, Any]]
+# What answers from equal requests alone are worth for others: found for H200 batches of all kinds, answered
+# from aiconfigurator's equal ones (ragged decodes 7 to 13 %, with prompts 13 to 27 %).
+RAGGED_REL_STD = 0.1
+COMPOSED_REL_STD = 0.2
+KINDS = ("attention", "combine")
+FITTED_FORMAT = "2"
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """Trees for ``log(duration) - log(physical)`` and the error they showed on batches held out."""
+    """Trees and the error they showed on batches held out.
+
+    Of the main kernel they tell ``log(duration / physical)``, of the combine kernel ``log(duration)``.
+
+    ``equal_requests``: only batches of equal requests were measured, and their times have the reduction over
+    splits in them.
+    """
 
     trees: Trees
     rel_std: float
     max_query_tokens: int
     max_context: int
+    equal_requests: bool
 
     @classmethod
     def load(cls, path: Path) -> Fitted | None:
         """None where nothing was fitted.
 
         Raises:
-            ValueError: the file was fitted on other features than this version computes.
+            ValueError: the file was fitted by a version that computes other features.
         """
         if not path.is_file():
             return None
         trees, facts = Trees.load(path)
-        if facts["features"] != ",".join(FEATURES):
-            raise ValueError(f"{path}: fitted on other features; run `python -m revati.profile.fit`")
+        if (facts["features"], facts.get("format")) != (",".join(FEATURES), FITTED_FORMAT):
+            raise ValueError(f"{path}: fitted by another version; run `python -m revati.profile.fit`")
         limits = int(facts["max_query_tokens"]), int(facts["max_context"])
-        return cls(trees, float(facts["rel_std"]), *limits)
+        return cls(trees, float(facts["rel_std"]), *limits, facts.get("equal_requests") == "True")
 
 
-class DecodeGrid:
-    """Durations of batches of equal contexts; bilinear in the logarithms between grid points."""
-
-    def __init__(self, points: dict[tuple[int, int], float]) -> None:
-        self._contexts: dict[int, tuple[list[int], list[float]]] = {}
-        for (requests, context), duration_us in sorted(points.items()):
-            at, us = self._contexts.setdefault(requests, ([], []))
-            at.append(context)
-            us.append(duration_us)
-        self._requests = sorted(self._contexts)
-
-    def estimate(self, requests: int, context: int, kind: str) -> Estimate | None:
-        """None outside the measured range."""
-        i = bisect.bisect_left(self._requests, requests)
-        if i < len(self._requests) and self._requests[i] == requests:
-            found = self._along_context(requests, context)
-            if found is None:
-                return None
-            exact = context in self._contexts[requests][0]
-            provenance: Provenance = "measured" if exact else "interpolated"
-            return Estimate(found, provenance, MEASURED_REL_STD if exact else GRID_REL_STD, kind)
-        if not 0 < i < len(self._requests):
-            return None
-        low, high = self._requests[i - 1], self._requests[i]
-        below, above = self._along_context(low, context), self._along_context(high, context)
-        if below is None or above is None:
-            return None
-        duration_us = _between(requests, low, high, below, above)
-        return Estimate(duration_us, "interpolated", GRID_REL_STD, kind)
-
-    def _along_context(self, requests: int, context: int) -> float | None:
-        at, us = self._contexts[requests]
-        i = bisect.bisect_left(at, context)
-        if i == len(at):
-            return None
-        if at[i] == context or i == 0:
-            return us[i]
-        return _between(context, at[i - 1], at[i], us[i - 1], us[i])
-
-
-def _from_trees(kind: str, fitted: Fitted, row: NDArray[np.float64], known: bool) -> Estimate:
-    """``known``: these heads were measured, and batches at least as large as this one."""
-    duration_us = math.exp(fitted.trees.predict(row) + float(row[0]))
-    if known:
-        return Estimate(duration_us, "interpolated", fitted.rel_std, kind)
-    return Estimate(duration_us, "extrapolated", UNSEEN_HEADS_REL_STD, kind)
-
-
-def _between(x: float, low: float, high: float, below: float, above: float) -> float:
-    share = (x - low) / (high - low)
-    return below * (1.0 - share) + above * share
+def _inside(main: Estimate) -> Estimate:
+    """The combine kernel where its time is in the main kernel's."""
+    return Estimate(0.0, main.provenance, main.rel_std, "combine")
 
 
 class AttentionModel:
-    """Main and combine kernel for one rank's heads."""
+    """Main and combine kernel for one rank's heads.
 
-    def __init__(self, limits: GpuLimits, shape: RankShape, measured: pa.Table, fitted_dir: Path) -> None:
+    Args:
+        in_engine: what the batch's KV bytes do to the main kernel inside an engine (see `in_engine`).
+    """
+
+    def __init__(
+        self,
+        limits: GpuLimits,
+        shape: RankShape,
+        measured: pa.Table,
+        fitted_dir: Path,
+        in_engine: InEngineCurve = NO_EFFECT,
+    ) -> None:
         self._limits = limits
         self._shape = shape
+        self._in_engine = in_engine
         self._heads = Heads(shape.num_q_heads, shape.num_kv_heads, shape.head_dim)
+        self._pair_flops = 4.0 * shape.num_q_heads * shape.head_dim
+        self._token_bytes = 2.0 * shape.num_kv_heads * shape.head_dim * dtype_bytes(shape.dtype)
         mine = db.rows(
             measured,
             ["kind", "variant", "num_tokens", "num_reqs", "context_lens", "median_us"],
@@ -124,51 +100,100 @@ class AttentionModel:
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
         )
-        self._seen_heads = bool(mine)
+        # Whether these heads were measured: in steps of decodes alone, in steps with prompts.
+        self._seen_heads = {row["num_tokens"] == row["num_reqs"] for row in mine}
         self._grids = {
-            (kind, graph): DecodeGrid(_uniform_decodes(mine, kind, graph))
-            for kind in ("attention", "combine")
+            (kind, graph): DecodeGrid(equal_decodes(mine, kind, graph))
+            for kind in KINDS
             for graph in (True, False)
         }
-        self._fitted = {
-            kind: Fitted.load(fitted_dir / f"{kind}.parquet") for kind in ("attention", "combine")
-        }
+        main = Fitted.load(fitted_dir / "attention.parquet")
+        self._equal_requests = main is not None and main.equal_requests
+        combine = None if self._equal_requests else Fitted.load(fitted_dir / "combine.parquet")
+        self._fitted = [one for one in (main, combine) if one is not None]
+        if self._fitted:
+            self._forest = Forest([one.trees for one in self._fitted], len(FEATURES))
 
     def estimate(
         self, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64], full_graphs: bool
     ) -> tuple[Estimate, Estimate]:
         """Main and combine kernel of one layer; ``context_lens`` include the query tokens."""
-        requests = len(query_lens)
-        query_tokens = int(np.add.reduce(query_lens))
-        if query_tokens <= 0 or np.add.reduce(context_lens) <= 0:  # an idle step still launches the kernels
+        batch = Batch.of(query_lens, context_lens)
+        main, combine = self._alone(batch, full_graphs)
+        factor, provenance = 1.0, main.provenance
+        decoded = batch.context_tokens if batch.decodes else int(context_lens.dot(query_lens == 1))
+        if decoded:
+            inside = self._in_engine.at(decoded * self._token_bytes) - 1.0
+            factor += decoded / batch.context_tokens * inside
+            provenance = weaker(provenance, "interpolated") if inside else provenance
+        main = Estimate(
+            main.duration_us * factor,
+            provenance,
+            main.rel_std,
+            main.kind,
+            self._pair_flops * batch.pairs,
+            self._token_bytes * batch.context_tokens,
+        )
+        return main, combine
+
+    def _alone(self, batch: Batch, full_graphs: bool) -> tuple[Estimate, Estimate]:
+        """Both kernels with nothing before or after them, as they were measured."""
+        context_lens = batch.context_lens
+        if batch.query_tokens <= 0 or batch.max_context <= 0:  # an idle step still launches the kernels
             nothing = np.zeros(1, dtype=np.int64)
             return (
                 self._roofline("attention", nothing, nothing),
                 self._roofline("combine", nothing, nothing),
             )
-        graph = is_graph(query_tokens, full_graphs)
-        if requests == query_tokens:
-            first = int(context_lens[0])
-            if requests == 1 or (context_lens == first).all():
-                main = self._grids["attention", graph].estimate(requests, first, "attention")
-                combine = self._grids["combine", graph].estimate(requests, first, "combine")
-                if main is not None and combine is not None:
-                    return main, combine
-        fitted, fitted_combine = self._fitted["attention"], self._fitted["combine"]
-        if fitted is None or fitted_combine is None:
+        graph = is_graph(batch.query_tokens, full_graphs)
+        if batch.decodes and batch.context_tokens == batch.max_context * len(context_lens):  # all equal
+            at = len(context_lens), batch.max_context
+            main = self._grids["attention", graph].estimate(*at, "attention")
+            if main is not None and self._equal_requests:
+                return main, _inside(main)
+            combine = self._grids["combine", graph].estimate(*at, "combine")
+            if main is not None and combine is not None:
+                return main, combine
+        if not self._fitted:
             return (
-                self._roofline("attention", query_lens, context_lens),
-                self._roofline("combine", query_lens, context_lens),
+                self._roofline("attention", batch.query_lens, context_lens),
+                self._roofline("combine", batch.query_lens, context_lens),
             )
-        row = features(query_lens, context_lens, self._heads, graph, self._limits)
-        within = (
-            query_tokens <= fitted.max_query_tokens and np.maximum.reduce(context_lens) <= fitted.max_context
+        if self._equal_requests and not batch.decodes:
+            return self._composed(batch, graph)
+        return self._from_trees(batch, graph)
+
+    def _composed(self, batch: Batch, graph: bool) -> tuple[Estimate, Estimate]:
+        """Prompts as equal ones of the same work, and after them the decodes; from one launch."""
+        mains = [self._from_trees(part, graph)[0] for part in parts(batch)]
+        launch_us = LAUNCH_US * (len(mains) - 1)
+        main = Estimate(
+            max(sum(one.duration_us for one in mains) - launch_us, *(one.duration_us for one in mains), 0.0),
+            "extrapolated",
+            COMPOSED_REL_STD,
+            "attention",
         )
-        known = self._seen_heads and bool(within)
-        return (
-            _from_trees("attention", fitted, row, known),
-            _from_trees("combine", fitted_combine, row, known),
+        return main, _inside(main)
+
+    def _from_trees(self, batch: Batch, graph: bool) -> tuple[Estimate, Estimate]:
+        row = features(batch, self._heads, graph, self._limits)
+        fitted = self._fitted[0]
+        known = (
+            batch.decodes in self._seen_heads
+            and batch.query_tokens <= fitted.max_query_tokens
+            and batch.max_context <= fitted.max_context
         )
+        provenance: Provenance = "interpolated" if known else "extrapolated"
+        least_std = RAGGED_REL_STD if self._equal_requests else 0.0
+        if not known:
+            least_std = UNSEEN_HEADS_REL_STD
+        found = [
+            Estimate(math.exp(log + offset), provenance, max(one.rel_std, least_std), kind)
+            for kind, one, log, offset in zip(
+                KINDS, self._fitted, self._forest.predict(row), (row[0], 0.0), strict=False
+            )
+        ]
+        return found[0], _inside(found[0]) if self._equal_requests else found[1]
 
     def _roofline(
         self, kind: str, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64]
@@ -181,14 +206,3 @@ class AttentionModel:
         flops = 4.0 * pairs * heads.num_q * heads.head_dim
         kv_bytes = 2.0 * float(context_lens.sum()) * heads.num_kv * heads.head_dim
         return roofline(self._limits, kind, flops, (kv_bytes + qo_bytes) * size)
-
-
-def _uniform_decodes(rows: Rows, kind: str, graph: bool) -> dict[tuple[int, int], float]:
-    points: dict[tuple[int, int], float] = {}
-    for row in rows:
-        if row["kind"] != kind or (row["variant"] == "graph") != graph:
-            continue
-        contexts = row["context_lens"]
-        if row["num_tokens"] == row["num_reqs"] and len(set(contexts)) == 1:
-            points[row["num_reqs"], contexts[0]] = row["median_us"]
-    return points

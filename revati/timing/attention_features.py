@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from revati.timing.gpu import GpuLimits
 
-BLOCK_N = 128
+BLOCK_N_BITS = 7
+BLOCK_N = 1 << BLOCK_N_BITS
 DECODE_TILE_M = 64
 TILE_M = 128
 GRAPH_SPLITS = 32  # vLLM's flash_attn_max_num_splits_for_cuda_graph
@@ -63,20 +65,61 @@ def is_graph(num_tokens: int, full_graphs: bool) -> bool:
     return full_graphs and num_tokens <= GRAPH_MAX_TOKENS
 
 
-def features(
-    query_lens: NDArray[np.int64],
-    context_lens: NDArray[np.int64],
-    heads: Heads,
-    graph: bool,
-    limits: GpuLimits,
-) -> NDArray[np.float64]:
-    """One row in the order of ``FEATURES``; ``context_lens`` include the query tokens."""
+class Batch(NamedTuple):
+    """One step's requests; ``context_lens`` include the query tokens.
+
+    Made and used in every engine step, so sums are taken once, and NumPy is called as rarely as possible.
+    """
+
+    query_lens: NDArray[np.int64]
+    context_lens: NDArray[np.int64]
+    query_tokens: int
+    context_tokens: int
+    max_context: int
+    pairs: int  # query tokens times the context of their request, without a causal mask
+
+    @classmethod
+    def of(cls, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64]) -> Batch:
+        query_tokens = int(np.add.reduce(query_lens))
+        pairs = int(query_lens.dot(context_lens))
+        decodes = query_tokens == len(query_lens)
+        context_tokens = pairs if decodes else int(np.add.reduce(context_lens))
+        max_context = int(np.maximum.reduce(context_lens, initial=0))
+        return cls(query_lens, context_lens, query_tokens, context_tokens, max_context, pairs)
+
+    @property
+    def decodes(self) -> bool:
+        """One new token for each request."""
+        return self.query_tokens == len(self.query_lens)
+
+
+def parts(batch: Batch) -> list[Batch]:
+    """A batch as its decodes, and as equal prompts with the work and the tokens of its prompts."""
+    query_lens, context_lens = batch.query_lens, batch.context_lens
+    decode = query_lens == 1
+    found = []
+    if decode.any():
+        found.append(Batch.of(query_lens[decode], context_lens[decode]))
+    prompts, contexts = query_lens[~decode], context_lens[~decode]
+    tokens = int(prompts.sum())
+    if tokens:
+        requests = max(1, round(tokens * tokens / float(prompts.dot(prompts))))
+        query = max(1, round(tokens / requests))
+        before = round(float(prompts.dot(contexts - prompts)) / tokens)
+        found.append(
+            Batch.of(
+                np.full(requests, query, dtype=np.int64), np.full(requests, query + before, dtype=np.int64)
+            )
+        )
+    return found
+
+
+def features(batch: Batch, heads: Heads, graph: bool, limits: GpuLimits) -> tuple[float, ...]:
+    """One row in the order of ``FEATURES``."""
+    query_lens, context_lens, query_tokens, context_tokens, max_context, _ = batch
     requests = len(query_lens)
-    query_tokens = int(np.add.reduce(query_lens))
-    context_tokens = int(np.add.reduce(context_lens))
-    max_context = int(np.maximum.reduce(context_lens))
     group = heads.num_q // heads.num_kv
-    n_blocks = (context_lens + (BLOCK_N - 1)) // BLOCK_N
+    n_blocks = (context_lens + (BLOCK_N - 1)) >> BLOCK_N_BITS
     if query_tokens == requests:
         max_query, decode_share = 1, 1.0
         tile_m = DECODE_TILE_M if group <= DECODE_TILE_M else TILE_M
@@ -114,24 +157,22 @@ def features(
     physical_us = LAUNCH_US + max(memory_us, compute_us, 0.5 * chain_blocks * block_us)
 
     waves = tiles / limits.sm_count
-    return np.array(
-        (
-            math.log(physical_us),
-            math.log(memory_us),
-            math.log(compute_us),
-            math.log(requests),
-            math.log(context_tokens),
-            math.log(query_tokens),
-            math.log(context_tokens / requests),
-            max_context * requests / context_tokens,
-            math.log(max_query),
-            math.log(waves),
-            waves / math.ceil(waves),
-            math.log(blocks_per_sm),
-            splits,
-            decode_share,
-            heads.num_q,
-            heads.num_kv,
-            1.0 if graph else 0.0,
-        )
+    return (
+        math.log(physical_us),
+        math.log(memory_us),
+        math.log(compute_us),
+        math.log(requests),
+        math.log(context_tokens),
+        math.log(query_tokens),
+        math.log(context_tokens / requests),
+        max_context * requests / context_tokens,
+        math.log(max_query),
+        math.log(waves),
+        waves / math.ceil(waves),
+        math.log(blocks_per_sm),
+        splits,
+        decode_share,
+        float(heads.num_q),
+        float(heads.num_kv),
+        1.0 if graph else 0.0,
     )

@@ -15,14 +15,22 @@ PROVENANCES: tuple[str, ...] = get_args(Provenance)  # best first
 class Estimate:
     """The time that a GPU spends on one operation.
 
-    ``rel_std`` is the expected relative error (one standard deviation) of ``duration_us``; ``kind`` is
-    the kernel family (``gemm``, ``attention``, ``norm``, …).
+    ``rel_std`` is the expected relative error (one standard deviation) of ``duration_us``, at the GPU's full
+    clock; ``kind`` is the kernel family (``gemm``, ``attention``, ``norm``, …).  ``flops`` and ``nbytes`` are
+    the work that is done, for kernels heavy enough to meet the power limit (see `power`).
     """
 
     duration_us: float
     provenance: Provenance
     rel_std: float
     kind: str
+    flops: float = 0.0
+    nbytes: float = 0.0
+
+
+def weaker(one: Provenance, other: Provenance) -> Provenance:
+    """The less trustworthy of the two."""
+    return max(one, other, key=PROVENANCES.index)
 
 
 @dataclass(frozen=True, slots=True)

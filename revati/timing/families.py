@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import re
 
-ATTENTION_MAIN = re.compile(r"flash::FlashAttnFwdSm\d+")
-ATTENTION_COMBINE = re.compile(r"flash::FlashAttnFwdCombine")
+# FlashAttention 3, FlashAttention 2 (before Hopper) and vLLM's Triton kernels.
+ATTENTION_MAIN = re.compile(
+    r"flash::FlashAttnFwdSm\d+|flash::flash_fwd_(splitkv_)?kernel|kernel_unified_attention"
+)
+ATTENTION_COMBINE = re.compile(
+    r"flash::FlashAttnFwdCombine|flash::flash_fwd_splitkv_combine_kernel|^reduce_segments"
+)
 
 # (pattern, kind); kinds as in schema.KINDS.
 FAMILIES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), kind)
     for pattern, kind in (
-        (r"flash::FlashAttnFwdCombine", "combine"),
-        (r"flash::FlashAttnFwdSm\d+", "attention"),
+        (ATTENTION_COMBINE.pattern, "combine"),
+        (ATTENTION_MAIN.pattern, "attention"),
         (r"flash::prepare_varlen_num_blocks", "attention_schedule"),
         (r"nvjet_|splitKreduce_kernel|gemv|cutlass.*[Gg]emm|sm\d+_xmma_gemm", "gemm"),
         (r"cross_device_reduce|ncclDevKernel|ncclKernel", "collective"),

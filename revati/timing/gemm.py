@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 
 import numpy as np
 
-from revati.timing.curve import Curve
-from revati.timing.estimate import Estimate, dtype_bytes
+from revati.timing.curve import INTERPOLATED_REL_STD, Curve
+from revati.timing.estimate import Estimate, dtype_bytes, weaker
 from revati.timing.gpu import GpuLimits
 from revati.timing.roofline import gemm_bytes, roofline
 
 NEIGHBOURS = 4
 EFFICIENCY_REL_STD = 0.12
+RECTANGLE_REL_STD = 0.08
+# Longer products met the power limit while they were measured; what that does to them is modelled where
+# they run (`power`), so here their rate is that of the longest product at full clock. Where it is not
+# modelled, they take what they took.
+FULL_CLOCK_TOKENS = 4096
+# cuBLAS has tiles 128 tokens high for many tokens; for few it has kernels of many heights: a line is best.
+TILE_TOKENS = 128
+UNTILED_TOKENS = 512
 Key = tuple[int, int, str]  # n, k, dtype
+
+
+def along_tokens(curve: Curve, m: int) -> Estimate:
+    """Measured or interpolated; many tokens take as long as all that fit the same row of tiles."""
+    if m > UNTILED_TOKENS:
+        i = bisect.bisect_left(curve.at, m)
+        if i < len(curve.at) and -(-int(curve.at[i]) // TILE_TOKENS) == -(-m // TILE_TOKENS):
+            same = curve.estimate(curve.at[i], "gemm")
+            if curve.at[i] == m:
+                return same
+            return Estimate(same.duration_us, "interpolated", INTERPOLATED_REL_STD, "gemm")
+    return curve.estimate(m, "gemm")
 
 
 class GemmModel:
     """Measured curves over m per weight shape; other shapes borrow the efficiency of similar ones.
 
     Efficiency is the roofline's time (bytes or FLOPs, at the datasheet's rates) over the measured time.
-    It varies slowly with n and k at a given m, so the nearest measured shapes in (log n, log k) tell it.
+    It varies slowly with n and k at a given m, so the measured shapes around (log n, log k) tell it: the
+    corners of a rectangle where they form a grid, else the nearest ones.
     """
 
     def __init__(self, limits: GpuLimits, points: dict[Key, list[tuple[int, float]]]) -> None:
@@ -33,10 +55,19 @@ class GemmModel:
         }
 
     def estimate(self, m: int, n: int, k: int, dtype: str, out_dtype: str) -> Estimate:
+        """At the GPU's full clock."""
         dtype = dtype.removeprefix("torch.")
+        tokens = min(m, FULL_CLOCK_TOKENS) if self._limits.power_modelled else m
+        alone = self._estimate(tokens, n, k, dtype, out_dtype)
+        provenance = alone.provenance if tokens == m else weaker(alone.provenance, "interpolated")
+        flops = 2.0 * m * n * k
+        nbytes = float(gemm_bytes(m, n, k, dtype_bytes(dtype), dtype_bytes(out_dtype)))
+        return Estimate(alone.duration_us * m / tokens, provenance, alone.rel_std, "gemm", flops, nbytes)
+
+    def _estimate(self, m: int, n: int, k: int, dtype: str, out_dtype: str) -> Estimate:
         curve = self._curves.get((n, k, dtype))
         if curve is not None:
-            return curve.estimate(m, "gemm")
+            return along_tokens(curve, m)
         if self._shapes.get(dtype):
             return self._from_similar(m, n, k, dtype)
         flops = 2.0 * m * n * k
@@ -45,21 +76,47 @@ class GemmModel:
         )
 
     def _from_similar(self, m: int, n: int, k: int, dtype: str) -> Estimate:
+        between = self._rectangle(n, k, dtype)
+        weighted = between or self._nearest(n, k, dtype)
+        logs = [self._log_efficiency(m, shape) for shape, _ in weighted]
+        weights = [weight for _, weight in weighted]
+        duration_us = self._ideal_us(m, n, k, dtype) / math.exp(float(np.average(logs, weights=weights)))
+        if between:
+            return Estimate(duration_us, "interpolated", RECTANGLE_REL_STD, "gemm")
+        return Estimate(duration_us, "extrapolated", EFFICIENCY_REL_STD + float(np.std(logs)), "gemm")
+
+    def _rectangle(self, n: int, k: int, dtype: str) -> list[tuple[Key, float]]:
+        """The four measured shapes around (n, k) and their bilinear weights; empty unless all are there."""
         shapes = self._shapes[dtype]
-        distance = np.array([math.hypot(math.log(n / s[0]), math.log(k / s[1])) for s in shapes])
+        rows, columns = _around({shape[0] for shape in shapes}, n), _around({shape[1] for shape in shapes}, k)
+        corners = [((a, b, dtype), wa * wb) for a, wa in rows for b, wb in columns]
+        return corners if all(shape in self._curves for shape, _ in corners) else []
+
+    def _nearest(self, n: int, k: int, dtype: str) -> list[tuple[Key, float]]:
+        shapes = self._shapes[dtype]
+        sizes = np.array([shape[:2] for shape in shapes], dtype=np.float64)
+        distance = np.linalg.norm(np.log(sizes / (n, k)), axis=1)
         nearest = np.argsort(distance, kind="stable")[:NEIGHBOURS]
-        weights = 1.0 / (distance[nearest] + 1e-3) ** 2
-        logs = [self._log_efficiency(m, shapes[int(i)]) for i in nearest]
-        log_efficiency = float(np.average(logs, weights=weights))
-        duration_us = self._ideal_us(m, n, k, dtype) / math.exp(log_efficiency)
-        rel_std = EFFICIENCY_REL_STD + float(np.std(logs))
-        return Estimate(duration_us, "extrapolated", rel_std, "gemm")
+        return [(shapes[int(i)], 1.0 / (float(distance[i]) + 1e-3) ** 2) for i in nearest]
 
     def _log_efficiency(self, m: int, shape: Key) -> float:
         n, k, dtype = shape
-        return math.log(self._ideal_us(m, n, k, dtype) / self._curves[shape].estimate(m, "gemm").duration_us)
+        return math.log(self._ideal_us(m, n, k, dtype) / along_tokens(self._curves[shape], m).duration_us)
 
     def _ideal_us(self, m: int, n: int, k: int, dtype: str) -> float:
         size = dtype_bytes(dtype)
         bytes_us = gemm_bytes(m, n, k, size, size) / self._limits.memory_bytes_per_us
         return bytes_us + 2.0 * m * n * k / self._limits.bf16_flop_per_us
+
+
+def _around(known: set[int], size: int) -> list[tuple[int, float]]:
+    """The measured sizes next to ``size`` and their weights; one if it is known, none outside of them."""
+    if size in known:
+        return [(size, 1.0)]
+    ordered = sorted(known)
+    i = bisect.bisect_left(ordered, size)
+    if not 0 < i < len(ordered):
+        return []
+    low, high = ordered[i - 1], ordered[i]
+    share = math.log(size / low) / math.log(high / low)
+    return [(low, 1.0 - share), (high, share)]

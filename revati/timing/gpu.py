@@ -21,6 +21,7 @@ class GpuLimits:
     memory_bytes_per_us: float
     bf16_flop_per_us: float
     nvlink_bytes_per_us: float
+    power_modelled: bool  # what the power limit does to kernels is known, and not in their durations
 
 
 def load_limits(conf_gpu_dir: Path, gpu: str) -> GpuLimits:
@@ -41,4 +42,5 @@ def load_limits(conf_gpu_dir: Path, gpu: str) -> GpuLimits:
         memory_bytes_per_us=float(fields["memory_bandwidth_gb_s"]) * 1e3,
         bf16_flop_per_us=float(fields["bf16_tflops"]) * 1e6,
         nvlink_bytes_per_us=float(fields["nvlink_bandwidth_gb_s"]) * 1e3,
+        power_modelled=fields["power"] is not None,
     )

@@ -28,7 +28,7 @@ class InEngineCurve:
         """The curve of a GPU; no effect where nothing was recorded."""
         path = folder / FILE
         if not path.is_file():
-            return cls((0.0,), (1.0,))
+            return NO_EFFECT
         content = json.loads(path.read_text())
         return cls(tuple(content["log2_bytes"]), tuple(content["factor"]))
 
@@ -43,3 +43,6 @@ class InEngineCurve:
         low, high = self.log2_bytes[i - 1], self.log2_bytes[i]
         share = (x - low) / (high - low)
         return self.factor[i - 1] * (1 - share) + self.factor[i] * share
+
+
+NO_EFFECT = InEngineCurve((0.0,), (1.0,))

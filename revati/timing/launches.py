@@ -44,11 +44,12 @@ def row_width(name: str, kind: str, shape: RankShape) -> int:
 
 
 class LaunchModel:
-    """Looks for the same kernel, then the same kernel under another number, then its family."""
+    """Looks for the same kernel, then under another number, then with other blocks, then for its family."""
 
     def __init__(self, limits: GpuLimits, launches: list[Launch]) -> None:
         self._limits = limits
         by_name: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
+        by_work: dict[tuple[str, int], list[tuple[float, float]]] = {}
         by_family: dict[tuple[str, int], list[tuple[float, float]]] = {}
         for launch in launches:
             for name in {launch.name, without_number(launch.name)}:
@@ -56,12 +57,16 @@ class LaunchModel:
                 by_name.setdefault(key, []).append((launch.blocks, launch.duration_us))
             kind = family(launch.name)
             work = launch.blocks * (launch.width or launch.block_x)
+            by_work.setdefault((without_number(launch.name), launch.width), []).append(
+                (work, launch.duration_us)
+            )
             by_family.setdefault((kind, int(bool(launch.width))), []).append((work, launch.duration_us))
         small = [
             x.duration_us for x in launches if family(x.name) == "elementwise" and x.blocks <= FEW_BLOCKS
         ]
         self._floor_us = statistics.median(small) if small else None
         self._by_name = {key: Curve.from_points(points) for key, points in by_name.items()}
+        self._by_work = {key: Curve.from_points(points) for key, points in by_work.items()}
         self._by_family = {key: Curve.from_points(points) for key, points in by_family.items()}
 
     def estimate(self, name: str, blocks: int, block_x: int, shape: RankShape) -> Estimate:
@@ -71,9 +76,12 @@ class LaunchModel:
             curve = self._by_name.get((known, block_x, width))
             if curve is not None:
                 return curve.estimate(blocks, kind)
-        curve = self._by_family.get((kind, int(bool(width))))
-        if curve is not None and kind != "elementwise":
-            found = curve.estimate(blocks * (width or block_x), kind)
+        work = blocks * (width or block_x)
+        curve = self._by_work.get((without_number(name), width))  # with blocks of another size
+        if curve is None and kind != "elementwise":
+            curve = self._by_family.get((kind, int(bool(width))))
+        if curve is not None:
+            found = curve.estimate(work, kind)
             return Estimate(found.duration_us, "extrapolated", EXTRAPOLATED_REL_STD, kind)
         nbytes = float(blocks) * block_x * BYTES_PER_THREAD
         if self._floor_us is not None:

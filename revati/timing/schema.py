@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
+SCALED = "scaled"  # the method of a row that was derived from another GPU's measurement
 VERSION_KEY = b"revati.kernel_db.schema_version"
 
 KINDS = (
@@ -65,7 +66,7 @@ FIELDS: list[pa.Field] = [
     pa.field("p10_us", pa.float64()),
     pa.field("p90_us", pa.float64()),
     # provenance
-    pa.field("method", _category, nullable=False),  # 'cupti' | 'graph' (replay timed by events) | 'events'
+    pa.field("method", _category, nullable=False),  # 'cupti' | 'aiconfigurator' | SCALED
     pa.field("measured_at", _category, nullable=False),  # ISO 8601, UTC
     pa.field("driver", _category, nullable=False),
     pa.field("libraries", _category, nullable=False),  # 'cuda=13.0 torch=2.11.0 …'

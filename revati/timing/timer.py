@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from revati import paths
 from revati.timing import db
 from revati.timing.attention import AttentionModel
-from revati.timing.estimate import Estimate, RankShape, dtype_bytes
+from revati.timing.curve import EXTRAPOLATED_REL_STD
+from revati.timing.estimate import Estimate, RankShape, weaker
 from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN
 from revati.timing.gemm import GemmModel
 from revati.timing.gpu import load_limits
-from revati.timing.in_engine import InEngineCurve
+from revati.timing.in_engine import NO_EFFECT, InEngineCurve
 from revati.timing.launches import Launch, LaunchModel
+from revati.timing.schema import SCALED
 from revati.timing.transfers import CollectiveModel, CopyModel
 
 # Kinds that a kernel's name and launch tell apart; the others have features of their own.
@@ -51,14 +53,14 @@ class KernelTimer:
         measured = db.read(db_dir, gpu)
         limits = load_limits(paths.conf_dir() / "gpu", gpu)
         self.shape = shape
+        self._scaled_kinds = {row["kind"] for row in db.rows(measured, ["kind"], method=SCALED)}
         self._gemm = GemmModel(limits, _gemm_points(measured))
         self._launches = LaunchModel(limits, _launches(measured))
         self._copies = CopyModel(limits, _copy_points(measured))
         self._collectives = CollectiveModel(limits, _collective_points(measured))
         fitted = db.partition(db_dir, gpu) / "fitted"
-        self._attention = AttentionModel(limits, shape, measured, fitted)
-        self._in_engine = InEngineCurve.load(fitted) if in_engine else None
-        self._kv_token_bytes = 2 * shape.num_kv_heads * shape.head_dim * dtype_bytes(shape.dtype)
+        curve = InEngineCurve.load(fitted) if in_engine else NO_EFFECT
+        self._attention = AttentionModel(limits, shape, measured, fitted, curve)
         self.graph_gap_us = _gap_us(measured, "graph", DEFAULT_GRAPH_GAP_US)
         self.launch_gap_us = _gap_us(measured, "stream", DEFAULT_LAUNCH_GAP_US)
 
@@ -73,7 +75,8 @@ class KernelTimer:
     ) -> Estimate:
         """A kernel that is no GEMM, no attention and no collective."""
         blocks = math.prod(grid)
-        return self._launches.estimate(name, max(1, blocks), max(1, math.prod(block)), self.shape)
+        found = self._launches.estimate(name, max(1, blocks), max(1, math.prod(block)), self.shape)
+        return self._as_known(found)
 
     def gemm(
         self,
@@ -90,7 +93,14 @@ class KernelTimer:
         one = self._gemm.estimate(max(1, m), max(1, n), max(1, k), dtype, out_dtype)
         if batch <= 1:
             return one
-        return Estimate(one.duration_us * batch, "extrapolated", max(one.rel_std, 0.3), one.kind)
+        return replace(
+            one,
+            duration_us=one.duration_us * batch,
+            provenance=weaker(one.provenance, "extrapolated"),
+            rel_std=max(one.rel_std, 0.3),
+            flops=one.flops * batch,
+            nbytes=one.nbytes * batch,
+        )
 
     def collective(self, op: str, nbytes: int, ranks: int, impl: str) -> Estimate:
         """``op``: all_reduce, all_gather, …; ``impl``: nccl, custom_1stage or custom_2stage."""
@@ -98,7 +108,14 @@ class KernelTimer:
 
     def copy(self, direction: str, nbytes: int) -> Estimate:
         """``direction``: h2d, d2h, d2d or memset."""
-        return self._copies.estimate(direction, nbytes)
+        return self._as_known(self._copies.estimate(direction, nbytes))
+
+    def _as_known(self, found: Estimate) -> Estimate:
+        """What rests on another GPU's measurements is extrapolated."""
+        if found.kind not in self._scaled_kinds:
+            return found
+        provenance = weaker(found.provenance, "extrapolated")
+        return replace(found, provenance=provenance, rel_std=max(found.rel_std, EXTRAPOLATED_REL_STD))
 
     def is_attention(self, name: str) -> str | None:
         """``'main'``, ``'combine'`` or None."""
@@ -113,13 +130,7 @@ class KernelTimer:
 
         ``full_graphs``: the engine runs with full CUDA graphs, so small batches get up to 32 splits.
         """
-        main, combine = self._attention.estimate(query_lens, context_lens, full_graphs)
-        if self._in_engine is None:
-            return main, combine
-        decoded = float(context_lens @ (query_lens == 1))
-        share = decoded / max(1.0, float(context_lens.sum()))
-        factor = 1.0 + share * (self._in_engine.at(decoded * self._kv_token_bytes) - 1.0)
-        return replace(main, duration_us=main.duration_us * factor), combine
+        return self._attention.estimate(query_lens, context_lens, full_graphs)
 
 
 def _gap_us(measured: pa.Table, between: str, default_us: float) -> float:

@@ -26,6 +26,8 @@ from revati.interception.domain_library import DOMAIN_LIBRARY, DomainCounters, D
 # Watchdogs that look every 100 ms whether a real device still makes progress.  Only threads that nobody waits
 # for: what a real-time thread does takes virtual time that depends on this machine.
 REAL_TIME_THREADS = ("pt_nccl_*",)
+# gloo's event loops look for work every 10 ms, in every process.
+IDLE_LIBRARIES = ("libtorch*", "libgloo*")
 _numbers = itertools.count()
 _POLL_S = 0.01
 
@@ -49,6 +51,7 @@ class Domain:
         skew_us: float = 0.0,
         stuck_s: float = 30.0,
         real_time_threads: Sequence[str] = REAL_TIME_THREADS,
+        idle_libraries: Sequence[str] = IDLE_LIBRARIES,
         tolerate_deaths: bool = False,
     ) -> Self:
         """A new domain, its clocks going on from the present.
@@ -60,11 +63,15 @@ class Domain:
             stuck_s: real time after which a domain in which nobody can go on is diagnosed and ended; 0:
                 never, for servers whose clients are outside.
             real_time_threads: glob patterns of names of threads whose waits last real time.
+            idle_libraries: glob patterns of libraries whose loops around ``epoll_wait`` may wake once a
+                virtual second instead, while they do nothing else.
             tolerate_deaths: go on when a member is killed from outside or crashes.
         """
         library = DomainLibrary()
         path = Path(f"/dev/shm/revati-domain-{os.getpid()}-{next(_numbers)}")
-        library.create(path, int(skew_us * 1e3), cpu_factor, ",".join(real_time_threads))
+        library.create(
+            path, int(skew_us * 1e3), cpu_factor, ",".join(real_time_threads), ",".join(idle_libraries)
+        )
         try:
             library.attach(path)
             command = [sys.executable, "-m", "revati.virtual_time.domain_monitor", str(path)]

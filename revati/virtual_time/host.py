@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 from revati.interception.core import NativeCore
+from revati.virtual_time.cores import VirtualCore
 from revati.virtual_time.host_table import HostTable
 
-Phase = Literal["input", "schedule", "execute", "sample", "wake", "collect", "update", "output"]
+CorePhase = Literal["input", "schedule", "dispatch", "dispatch_sample", "wake", "collect", "update", "output"]
+WorkerPhase = Literal["execute", "send", "sample", "receive", "worker_ipc"]
+Phase = CorePhase | WorkerPhase
 FrontendPhase = Literal["arrival", "frontend_submit", "ipc", "output_ipc", "frontend_busy"]
 StepKind = Literal["full", "piecewise", "compiled", "eager", "idle", "busy"]
 
-_PHASES: tuple[Phase, ...] = get_args(Phase)
+_PHASES: tuple[Phase, ...] = (*get_args(CorePhase), *get_args(WorkerPhase))
 _KINDS: tuple[StepKind, ...] = get_args(StepKind)
-_MEASURABLE = ("schedule", "execute", "sample", "update")  # those that run engine code here
+_WORKER_PHASES = ("execute", "sample")  # of one stage's ranks; all others concern all workers
+_MEASURABLE = ("schedule", "execute", "sample", "receive", "update")  # those that run engine code here
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +61,11 @@ class TableHost:
         table: the table.
         num_layers: decoder layers that one worker runs.
         tp: tensor-parallel ranks; a step ends with the slowest one.
+        pp: pipeline stages.
     """
 
-    def __init__(self, table: HostTable, num_layers: int, tp: int) -> None:
-        self._table, self._num_layers, self._tp = table, num_layers, tp
+    def __init__(self, table: HostTable, num_layers: int, tp: int, pp: int = 1) -> None:
+        self._table, self._num_layers, self._tp, self._pp = table, num_layers, tp, pp
 
     def phase_ns(self, phase: str, step: StepShape) -> int | None:
         cost_us = self._table.phase_us(
@@ -70,7 +75,7 @@ class TableHost:
             step.num_tokens,
             step.num_prefills,
             self._num_layers,
-            self._tp,
+            self._tp if phase in _WORKER_PHASES else self._tp * self._pp,
         )
         return int(cost_us * 1e3)
 
@@ -94,8 +99,9 @@ class MeasuredHost:
 
 @dataclass(frozen=True, slots=True)
 class PhaseRecord:
-    """One phase on the engine's virtual core; ``wait`` is the time that the core waits for the GPU."""
+    """One phase on a virtual core; ``wait`` is the time that it waits for the GPU or a worker."""
 
+    core: str
     phase: str
     begin_ns: int
     end_ns: int
@@ -114,6 +120,7 @@ class HostMeter:
     def __init__(self, core: NativeCore, keep_records: bool = True) -> None:
         self._core, self._keep_records = core, keep_records
         self._last_ns: dict[int, int] = {}
+        self._running_on = "engine_core"
         self.records: list[PhaseRecord] = []
         self.excluded_ns = 0  # CPU time of our own inside a phase, such as predictions
         self.set_costs(FreeHost())
@@ -153,6 +160,22 @@ class HostMeter:
             self._record(phase, begin_ns, step)
 
     @contextmanager
+    def on(self, core: VirtualCore, not_before_ns: int) -> Iterator[None]:
+        """Run phases on another virtual core than the engine core's (see `VirtualCore.on`)."""
+        outside, self._running_on = self._running_on, core.name
+        try:
+            with core.on(not_before_ns):
+                yield
+        finally:
+            self._running_on = outside
+
+    def wait_until(self, ns: int, step: StepShape) -> None:
+        """Wait for another virtual core."""
+        begin_ns = self._core.now_ns()
+        self._core.set_ns(max(begin_ns, ns))
+        self._record("wait", begin_ns, step)
+
+    @contextmanager
     def waiting(self, step: StepShape) -> Iterator[None]:
         """A wait for the GPU: waking up costs more than finding its outputs there already."""
         begin_ns = self._core.now_ns()
@@ -170,4 +193,4 @@ class HostMeter:
 
     def _record(self, phase: str, begin_ns: int, step: StepShape) -> None:
         if self._keep_records:
-            self.records.append(PhaseRecord(phase, begin_ns, self._core.now_ns(), step))
+            self.records.append(PhaseRecord(self._running_on, phase, begin_ns, self._core.now_ns(), step))

@@ -26,6 +26,11 @@ PHASES = {
     "schedule": "from the step's begin to the scheduler's output",
     "execute": "from there to the end of execute_model: the launches of the forward pass",
     "sample": "sample_tokens, and from there to the wait for an earlier step",
+    "dispatch": "the core hands a step to workers in processes of their own",
+    "dispatch_sample": "likewise its sampling",
+    "worker_ipc": "a message between the core and a worker, or between workers, on its way",
+    "send": "a pipeline stage hands its hidden states to the next one",
+    "receive": "in place of sample where a stage only takes over the sampled tokens",
     "wake": "the GPU has finished while the core waited, until the update begins",
     "collect": "instead of wake: the outputs were ready, nothing to wait for",
     "update": "update_from_output (requests: of the updated step)",
@@ -148,7 +153,7 @@ class HostTable:
             num_tokens: prompt tokens that the step computes, or a message's prompt length.
             num_prefills: requests of the step that compute prompt tokens.
             num_layers: decoder layers that one worker runs.
-            tp: tensor-parallel ranks.
+            tp: ranks that are processes of their own and work on the phase together.
 
         Raises:
             ValueError: a phase or kind that doesn't exist, or that the calibration didn't visit.

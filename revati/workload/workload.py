@@ -66,6 +66,19 @@ class Workload:
         _, sizes = np.random.default_rng(seed).spawn(2)
         return cls(name, np.zeros(num_requests), *lengths.draw(num_requests, sizes))
 
+    def with_spike(self, count: int, at_s: float, lengths: Lengths, seed: int = 0) -> "Workload":
+        """These requests and `count` more that all arrive at `at_s`."""
+        _require_requests(count)
+        prompt_tokens, output_tokens = lengths.draw(count, np.random.default_rng(seed))
+        arrival_s = np.concatenate([self.arrival_s, np.full(count, at_s)])
+        order = np.argsort(arrival_s, kind="stable")
+        return Workload(
+            self.name,
+            arrival_s[order],
+            np.concatenate([self.prompt_tokens, prompt_tokens])[order],
+            np.concatenate([self.output_tokens, output_tokens])[order],
+        )
+
     @classmethod
     def from_trace(cls, path: Path, name: str | None = None) -> "Workload":
         """Read a Parquet file with the columns arrival_s, prompt_tokens, output_tokens.

@@ -7,33 +7,21 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from revati.deployment.wire import TrialResult
 from revati.spec import DeploymentSpec
 from revati.workload import Workload
 
 DIES, CRASHES, TOO_BIG, SLOW = 7001, 7002, 7003, 7004
 
 
-@dataclass
-class TrialResult:
-    status: str
-    reason: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-    kv_cache_blocks: int = 0
-    provenance: dict[str, float] = field(default_factory=dict)
-    wall_s: float = 0.0
-    requests_path: Path | None = None
-    log_path: Path | None = None
-
-
 class TemplateServer:
-    def __init__(self, log_dir: Path) -> None:
+    def __init__(self, log_dir: Path, gpu: str) -> None:
         self.log_dir = log_dir
         self.socket_path = log_dir / "socket"
 
@@ -65,7 +53,12 @@ class TemplateClient:
         return TrialResult(
             "ok",
             kv_cache_blocks=8449,
-            provenance={"gpu_time_share_measured": 0.75, "gpu_time_share_roofline": 0.25},
+            provenance={
+                "gpu_time_share_measured": 0.75,
+                "gpu_time_share_roofline": 0.25,
+                "gpu_time_rel_std": 0.14,
+                "unseen_kernels": 3,
+            },
             wall_s=0.1,
             requests_path=path,
         )

@@ -6,17 +6,15 @@ from revati.search.problem import Problem
 from revati.search.trial import TrialOutput
 from revati.spec import HostSpec, ModelShape
 
-MODEL = ModelShape(
-    "tiny",
-    {
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 512,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 8,
-        "intermediate_size": 1024,
-        "vocab_size": 1000,
-    },
-)
+TINY = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "intermediate_size": 1024,
+    "vocab_size": 1000,
+}
+MODEL = ModelShape("tiny", TINY)
 PROBLEM = Problem(MODEL, "vllm", {"enforce_eager": True}, "h200", HostSpec("free", "free"), num_gpus=4)
 
 

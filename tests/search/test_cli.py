@@ -13,6 +13,7 @@ from revati import emulate, sweep
 from revati.search import cli
 from revati.search.build import build_problem, build_workload, one_spec, plain
 from revati.search.run import build, check_sweep
+from tests.search.problems import TINY
 
 # The table of the default host may not be installed where tests run.
 FREE = "host.mode=free"
@@ -26,7 +27,9 @@ def composed(name: str, *arguments: str) -> list[DictConfig]:
 REFUSALS = [
     ([], "+model= with one of llama13b, llama31_70b, llama31_8b, llama7b, qwen3_8b, the path of"),
     (["+model=llama99"], "unknown model 'llama99'; accepted: llama13b"),
-    (["+model=llama7b", "gpu=h300"], "unknown gpu 'h300'; accepted: h200"),
+    (["+model=llama7b", "gpu=h300"], "unknown gpu 'h300'; accepted: a100, b200, h100, h200, l40s"),
+    (["+model=llama7b", "timing.source=x"], "timing.source='x' is unknown; known: kernel_db, aiconfigurator"),
+    (["+model=llama7b", "gpu=l40s", "timing.source=kernel_db"], "kernel_db: has h200; on a machine"),
     (["+model=llama7b", "engine=tgi"], "unknown engine 'tgi'; accepted: vllm"),
     (["+model=llama7b", "search=bayes"], "unknown search 'bayes'; accepted: grid, nsga2, random, tpe"),
     (["+model=llama7b", "objective=x"], "unknown objective 'x'; accepted: batch, goodput, serving"),
@@ -149,16 +152,7 @@ def test_plus_is_optional_and_flags_may_stand_anywhere() -> None:
     ]
 
 
-CONFIG_JSON: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 512,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "intermediate_size": 1024,
-    "vocab_size": 1000,
-    "rope_scaling": None,
-    "id2label": {"0": "A"},
-}
+CONFIG_JSON: dict[str, Any] = {**TINY, "rope_scaling": None, "id2label": {"0": "A"}}
 
 
 @pytest.mark.parametrize("name", ["my model (v2)", "llama7b", "plain"])

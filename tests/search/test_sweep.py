@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.doubles import runner
+from tests.search.problems import TINY
 
 pytestmark = pytest.mark.slow
 
@@ -166,15 +167,7 @@ def test_resume_goes_on_to_the_asked_number(tmp_path: Path) -> None:
 
 def test_multirun_runs_a_sweep_a_job(tmp_path: Path) -> None:
     (tmp_path / "tiny").mkdir()
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 512,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 8,
-        "intermediate_size": 1024,
-        "vocab_size": 1000,
-    }
-    (tmp_path / "tiny" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(TINY))
     knobs = [
         "knobs.tensor_parallel_size=1",
         "knobs.max_num_seqs=[16,64]",

@@ -9,7 +9,8 @@ import pytest
 
 from revati.timing.curve import Curve
 from revati.timing.families import family, without_number
-from revati.timing.report import left_out_points
+from revati.timing.forest import Forest
+from revati.timing.report import left_out_points, weighted
 from revati.timing.trees import Trees
 
 
@@ -25,14 +26,15 @@ def test_curve_never_falls_beyond_its_end() -> None:
 
 
 def test_left_out_points_of_a_line_are_exact() -> None:
-    errors = [error for _, error in left_out_points([(float(x), 3.0 + x) for x in range(1, 9)])]
-    assert len(errors) == 6
-    assert errors == pytest.approx([0.0] * 6)
+    held = left_out_points([(float(x), 3.0 + x) for x in range(1, 9)])
+    assert [(at, us) for at, _, us in held] == [(float(x), 3.0 + x) for x in range(2, 8)]
+    assert weighted(held) == pytest.approx(0.0)
 
 
 def test_left_out_points_show_a_step() -> None:
-    errors = dict(left_out_points([(1.0, 1.0), (2.0, 1.0), (3.0, 4.0), (4.0, 4.0)]))
-    assert errors[2.0] == pytest.approx(1.5)
+    held = left_out_points([(1.0, 1.0), (2.0, 1.0), (3.0, 4.0), (4.0, 4.0)])
+    assert [guess for _, guess, _ in held] == pytest.approx([2.5, 2.5])
+    assert weighted(held) == pytest.approx((1.5 + 1.5) / (1.0 + 4.0))
 
 
 def test_exported_trees_predict_what_scikit_learn_predicts(tmp_path: Path) -> None:
@@ -49,6 +51,37 @@ def test_exported_trees_predict_what_scikit_learn_predicts(tmp_path: Path) -> No
     loaded, facts = Trees.load(tmp_path / "t.parquet")
     assert facts["why"] == "test"
     assert loaded.predict(x[0]) == trees.predict(x[0])
+
+
+def test_a_forest_answers_what_each_of_its_sets_of_trees_answers() -> None:
+    pytest.importorskip("sklearn")
+    from revati.profile.fit import export, regressor
+
+    draw = np.random.default_rng(1)
+    x = draw.normal(size=(500, 4)).round(1)  # many values equal to a threshold's neighbours
+    sets = [
+        export(regressor(kind).fit(x, y))
+        for kind, y in (("attention", np.sin(3 * x[:, 0]) * x[:, 1]), ("combine", x[:, 2] ** 2))
+    ]
+    forest = Forest(sets, x.shape[1])
+    at_thresholds = [np.full(4, threshold) for threshold in np.unique(sets[0].threshold)[:50]]
+    for row in [*x[:100], *at_thresholds]:
+        expected = [trees.predict(row) for trees in sets]
+        assert forest.predict(row.tolist()) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_forest_refuses_trees_that_are_too_wide() -> None:
+    leaves = 40
+    inner = np.arange(leaves - 1)  # a comb: node i's left child is leaf i, its right one the next inner node
+    nodes = np.arange(2 * leaves - 1)
+    left, right = nodes.copy(), nodes.copy()
+    left[inner], right[inner] = leaves - 1 + inner, inner + 1
+    right[leaves - 2] = 2 * leaves - 2
+    comb = Trees(
+        np.zeros(1, dtype=np.intp), np.zeros_like(nodes), nodes * 1.0, left, right, nodes * 1.0, 0.0, leaves
+    )
+    with pytest.raises(ValueError, match="more than 31 leaves"):
+        Forest([comb], 1)
 
 
 @pytest.mark.parametrize(

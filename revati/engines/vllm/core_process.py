@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.engine import EngineCoreRequestType
 
-from revati.engines.vllm.batch import BatchReader, configured_dispatch
+from revati.engines.vllm.batches import BatchReader
 from revati.engines.vllm.delayed_queue import DelayedQueue
 from revati.engines.vllm.processes import telling_refusals
-from revati.virtual_time.host import IDLE_STEP, StepShape
+from revati.engines.vllm.step_shape import configured_dispatch, step_shape
+from revati.virtual_time.host import IDLE_STEP, Phase, StepShape
 
 if TYPE_CHECKING:
     from revati.engines.vllm.processes import EmulatedProcess
@@ -22,15 +23,21 @@ class EmulatedCore:
     def __init__(self, core: Any, process: EmulatedProcess) -> None:
         process.know(core.vllm_config)
         self._core, self._meter = core, process.meter
-        self._reader = BatchReader(core.vllm_config)
+        self._reader = BatchReader(core.vllm_config.model_config.get_vocab_size())
         self._dispatch = configured_dispatch(core.vllm_config)
         self._shapes: dict[int, StepShape] = {}  # by identity of the scheduler's output
-        self._last_step = IDLE_STEP  # whose outputs were handled last
+        self._scheduled = self._last_step = IDLE_STEP  # scheduled last, and whose outputs were handled last
         scheduler = core.scheduler
         scheduler.schedule = functools.partial(self._schedule, scheduler.schedule)
         scheduler.update_from_output = functools.partial(self._update, scheduler.update_from_output)
         core.add_request = functools.partial(self._add, core.add_request)
         core.step_fn = functools.partial(self._run_step, core.step_fn)
+        if core.vllm_config.parallel_config.world_size > 1:  # the worker has a process of its own
+            executor = core.model_executor
+            executor.execute_model = functools.partial(self._hand_over, "dispatch", executor.execute_model)
+            executor.sample_tokens = functools.partial(
+                self._hand_over, "dispatch_sample", executor.sample_tokens
+            )
         now_ns = process.core.now_ns
         core.input_queue = DelayedQueue(now_ns, self._input_latency_ns)
         core.output_queue = DelayedQueue(now_ns, self._output_latency_ns)
@@ -39,8 +46,8 @@ class EmulatedCore:
         begin = self._meter.cpu_ns()
         output = schedule(*args, **kwargs)
         spent_ns = self._meter.cpu_ns() - begin
-        shape = self._reader.shape(output, self._reader.read(output), self._dispatch)
-        self._shapes[id(output)] = shape
+        shape = step_shape(self._core.vllm_config, output, self._reader.read(output), self._dispatch)
+        self._shapes[id(output)] = self._scheduled = shape
         self._meter.charge("schedule", shape, spent_ns)
         return output
 
@@ -51,6 +58,10 @@ class EmulatedCore:
         self._last_step = self._shapes.pop(id(scheduler_output))
         self._meter.charge("update", self._last_step, spent_ns)
         return outputs
+
+    def _hand_over(self, phase: Phase, send: Any, *args: Any, **kwargs: Any) -> Any:
+        self._meter.charge(phase, self._scheduled)
+        return send(*args, **kwargs)
 
     def _add(self, add_request: Any, *args: Any, **kwargs: Any) -> None:
         with self._meter.phase("input", IDLE_STEP):

@@ -1,60 +1,101 @@
-"""vLLM's executor under emulation: the real worker in this process, its phases on the virtual clock."""
+"""vLLM's executor under emulation: real workers in this process, their phases on virtual cores."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from vllm.config import CUDAGraphMode
-from vllm.v1.executor.uniproc_executor import UniProcExecutor
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.utils.network_utils import get_distributed_init_method, get_ip, get_open_port
+from vllm.v1.executor.abstract import Executor
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+from vllm.v1.worker.gpu.cudagraph_utils import get_uniform_token_count
 
-from revati.engines.vllm.batch import Batch, BatchReader
-from revati.engines.vllm.fold import fold_ranks
+from revati.engines.vllm.batches import Batch, BatchReader
+from revati.engines.vllm.fold import FoldedRanks
 from revati.engines.vllm.limits import set_profiled_limits
 from revati.engines.vllm.memory import Limits, MemoryOracle
+from revati.engines.vllm.pipeline import Pipeline
+from revati.engines.vllm.stage import Stage
+from revati.interception.core import NativeCore
 from revati.timing.attach import LaunchPricing
-from revati.virtual_time.host import HostMeter, StepShape
+from revati.virtual_time.host import IDLE_STEP, HostMeter, Phase, StepKind, StepShape
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+
+_KINDS: dict[CUDAGraphMode, StepKind] = {CUDAGraphMode.FULL: "full", CUDAGraphMode.PIECEWISE: "piecewise"}
 
 
 class SampledFuture(Future[Any]):
     """The outputs of a step; asking for them waits for the GPU in virtual time."""
 
-    def __init__(self, inner: Future[Any], batch: Batch, step: StepShape, meter: HostMeter) -> None:
+    def __init__(self, executor: EmulatedExecutor, output: Any, batch: Batch, step: StepShape) -> None:
         super().__init__()
-        self._inner, self._batch, self._step, self._meter = inner, batch, step, meter
+        self._executor, self._output, self._batch, self._step = executor, output, batch, step
+        self._sampled_ns = executor.stages[-1].process.now_ns
 
     def result(self, timeout: float | None = None) -> Any:
         if not self.done():
-            with self._meter.waiting(self._step):
-                output: ModelRunnerOutput = self._inner.result(timeout)
-            self._batch.fill(output)
+            output = self._executor.wait_for(self._output, self._step, self._sampled_ns)
+            self._batch.write_samples(output)
             self.set_result(output)
         return super().result()
 
 
-class EmulatedExecutor(UniProcExecutor):  # type: ignore[misc]  # vLLM is not seen by mypy
-    """Runs rank 0 for all ranks; charges host phases; tells the timing what is in each batch.
+class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by mypy
+    """Runs the first rank of each pipeline stage; charges host phases; tells the timing each batch.
 
-    ``pricing`` and ``meter`` are the process's (see `attach`): vLLM constructs executors by class.
+    With one rank the worker lives in the engine core's process, as in vLLM; else every stage is a process
+    with a virtual core of its own.  ``native``, ``pricing`` and ``meter`` are the process's (see `attach`):
+    vLLM constructs executors by class.
     """
 
+    supports_pp = True
+    native: NativeCore
     pricing: LaunchPricing
     meter: HostMeter
 
     @classmethod
-    def attach(cls, pricing: LaunchPricing, meter: HostMeter) -> None:
-        cls.pricing, cls.meter = pricing, meter
+    def attach(cls, native: NativeCore, pricing: LaunchPricing, meter: HostMeter) -> None:
+        cls.native, cls.pricing, cls.meter = native, pricing, meter
 
     def _init_executor(self) -> None:
-        fold_ranks(self.vllm_config.parallel_config.world_size)
-        self._reader = BatchReader(self.vllm_config)
+        self._tp_size: int = self.parallel_config.tensor_parallel_size
+        self._remote: bool = self.parallel_config.world_size > 1
+        self._reader = BatchReader(self.vllm_config.model_config.get_vocab_size())
         self._batches: dict[int, tuple[Batch, StepShape]] = {}  # by identity of the scheduler's output
         self._current: tuple[Batch, StepShape] | None = None
-        super()._init_executor()
+        if self.parallel_config.pipeline_parallel_size > 1:
+            Pipeline(self.native, self.pricing.transfer_ns, self._message_ns).connect()
+        ranks = FoldedRanks(self.parallel_config.world_size)
+        init_method = get_distributed_init_method(get_ip(), get_open_port())
+        self.stages = [
+            Stage(index, self.vllm_config, ranks, self.native)
+            for index in range(self.parallel_config.pipeline_parallel_size)
+        ]
+        for stage in self.stages:
+            stage.start(init_method)
+
+    def collective_rpc(
+        self,
+        method: str | Callable[..., Any],
+        timeout: float | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        non_block: bool = False,
+    ) -> list[Any]:
+        """Call a worker's method; returns a result for each rank."""
+        results = [stage.call(method, *args, **(kwargs or {})) for stage in self.stages]
+        return [result for result in results for _ in range(self._tp_size)]
+
+    def check_health(self) -> None:
+        return
+
+    @classmethod
+    def supports_async_scheduling(cls) -> bool:
+        return True
 
     def determine_available_memory(self) -> list[int]:
         # The first run compiles; the oracle forks after it, so that later answers come soon.
@@ -63,7 +104,8 @@ class EmulatedExecutor(UniProcExecutor):  # type: ignore[misc]  # vLLM is not se
         return available_bytes
 
     def _measure_memory(self, limits: Limits) -> list[int]:
-        set_profiled_limits(self.driver_worker.worker.model_runner, limits)
+        for stage in self.stages:
+            set_profiled_limits(stage.runner, limits)
         available_bytes: list[int] = super().determine_available_memory()
         return available_bytes
 
@@ -72,8 +114,7 @@ class EmulatedExecutor(UniProcExecutor):  # type: ignore[misc]  # vLLM is not se
         known = self._batches.get(id(scheduler_output))
         if known is None:
             batch = self._reader.read(scheduler_output)
-            shape = self._reader.shape(scheduler_output, batch, self._dispatch)
-            known = self._batches[id(scheduler_output)] = batch, shape
+            known = self._batches[id(scheduler_output)] = batch, self._shape(scheduler_output, batch)
         return known[1]
 
     def retire(self, scheduler_output: SchedulerOutput) -> StepShape:
@@ -87,19 +128,70 @@ class EmulatedExecutor(UniProcExecutor):  # type: ignore[misc]  # vLLM is not se
         self._current = batch, _ = self._batches[id(scheduler_output)]
         if batch.query_lens:
             self.pricing.set_batch(batch.query_lens, batch.context_lens)
-        with self.meter.phase("execute", step):
-            return super().execute_model(scheduler_output, non_block)
+        if self._remote:
+            self.meter.charge("dispatch", step)
+        sent_ns, output = self.native.now_ns(), None
+        for stage in self.stages:
+            output = self._run(stage, sent_ns, "execute", step, scheduler_output)
+            if stage is not self.stages[-1]:
+                with self.meter.on(stage.process, 0):
+                    self.meter.charge("send", step)
+        if not non_block:
+            return output
+        future: Future[Any] = Future()
+        future.set_result(output)
+        return future
 
     def sample_tokens(
         self, grammar_output: GrammarOutput | None, non_block: bool = False
-    ) -> ModelRunnerOutput | Future[ModelRunnerOutput | None] | None:
+    ) -> ModelRunnerOutput | Future[ModelRunnerOutput] | None:
         assert self._current is not None
         batch, step = self._current
-        with self.meter.phase("sample", step):
-            future = super().sample_tokens(grammar_output, non_block=True)
-        sampled = SampledFuture(future, batch, step, self.meter)
+        if self._remote:
+            self.meter.charge("dispatch_sample", step)
+        sent_ns = self.native.now_ns()
+        # The last stage samples, the others wait for its tokens.
+        output = self._run(self.stages[-1], sent_ns, "sample", step, grammar_output)
+        for stage in self.stages[:-1]:
+            self._run(stage, sent_ns, "receive", step, grammar_output)
+        sampled = SampledFuture(self, output, batch, step)
         return sampled if non_block else sampled.result()
 
-    def _dispatch(self, num_reqs: int, num_tokens: int, uniform: int | None) -> CUDAGraphMode:
-        manager = self.driver_worker.worker.model_runner.cudagraph_manager
-        return manager.dispatch(num_reqs, num_tokens, uniform, 0).cg_mode
+    def wait_for(
+        self, output: ModelRunnerOutput | AsyncModelRunnerOutput, step: StepShape, sampled_ns: int
+    ) -> Any:
+        """Wait on the calling virtual core for the GPU's outputs, sampled by ``sampled_ns``."""
+
+        def wait() -> Any:
+            with self.meter.waiting(step):
+                return output.get_output() if isinstance(output, AsyncModelRunnerOutput) else output
+
+        if not self._remote:
+            return wait()
+        thread = self.stages[-1].output_thread
+        with self.meter.on(thread, sampled_ns):
+            result = wait()
+            self.meter.charge("worker_ipc", step)
+        self.meter.wait_until(thread.now_ns, step)
+        return result
+
+    def _run(self, stage: Stage, sent_ns: int, phase: Phase, step: StepShape, argument: Any) -> Any:
+        method = "execute_model" if phase == "execute" else "sample_tokens"
+        if not self._remote:
+            with self.meter.phase(phase, step):
+                return stage.call(method, argument)
+        with self.meter.on(stage.process, sent_ns + self._message_ns()), self.meter.phase(phase, step):
+            return stage.call(method, argument)
+
+    def _message_ns(self) -> int:
+        return self.meter.costs.phase_ns("worker_ipc", IDLE_STEP) or 0
+
+    def _shape(self, scheduled: SchedulerOutput, batch: Batch) -> StepShape:
+        num_reqs, num_tokens = len(batch.query_lens), scheduled.total_num_scheduled_tokens
+        if not num_tokens:
+            return IDLE_STEP
+        uniform = get_uniform_token_count(num_reqs, num_tokens, max(batch.query_lens))
+        manager = self.stages[0].runner.cudagraph_manager
+        mode = manager.dispatch(num_reqs, num_tokens, uniform, 0).cg_mode
+        eager: StepKind = "eager" if self.vllm_config.model_config.enforce_eager else "compiled"
+        return StepShape(_KINDS.get(mode, eager), num_reqs, batch.prompt_tokens, batch.num_prefills)

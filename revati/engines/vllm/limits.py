@@ -42,9 +42,10 @@ def apply_limits(replica: VllmReplica, limits: Limits) -> None:
     """
     available_bytes = replica.executor.memory.available_bytes(limits)
     core, config = replica.core, replica.config
-    runner = replica.executor.driver_worker.worker.model_runner
     set_configured_limits(config, limits)
-    _narrow_graphs(config, runner, limits)
+    for stage in replica.executor.stages:
+        set_configured_limits(stage.config, limits)
+        _narrow_graphs(stage.config, stage.runner, limits)
     kv_cache_configs = get_kv_cache_configs(config, core.model_executor.get_kv_cache_specs(), available_bytes)
     kv_cache_config = generate_scheduler_kv_cache_config(kv_cache_configs)
     config.cache_config.num_gpu_blocks = kv_cache_config.num_blocks

@@ -7,6 +7,7 @@ A `vllm.general_plugins` plug-in.  It does nothing unless the process belongs to
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,7 @@ def _host_costs(emulation: Emulation, vllm_config: Any) -> HostCosts:
         return FreeHost()
     table = HostTable.load(host.name)
     parallel = vllm_config.parallel_config
-    layers = vllm_config.model_config.get_total_num_hidden_layers() // parallel.pipeline_parallel_size
-    costs = TableHost(table, layers, parallel.tensor_parallel_size)
+    tp, pp = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+    layers = math.ceil(vllm_config.model_config.get_total_num_hidden_layers() / pp)
+    costs = TableHost(table, layers, tp, pp)
     return MeasuredHost(costs, table.cpu_factor(probe_ns())) if host.mode == "measured" else costs

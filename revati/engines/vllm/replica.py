@@ -20,6 +20,7 @@ from revati.engines.base import InfeasibleError, Request, RequestOutput
 from revati.engines.vllm.executor import EmulatedExecutor
 from revati.engines.vllm.settings import engine_arguments
 from revati.engines.vllm.shortcuts import skip_irrelevant_warmups
+from revati.interception.core import NativeCore
 from revati.spec import DeploymentSpec
 from revati.timing.attach import LaunchPricing
 from revati.virtual_time.host import IDLE_STEP, HostMeter
@@ -33,10 +34,15 @@ class VllmReplica:
     """
 
     def __init__(
-        self, spec: DeploymentSpec, model_folder: Path, pricing: LaunchPricing, meter: HostMeter
+        self,
+        spec: DeploymentSpec,
+        model_folder: Path,
+        native: NativeCore,
+        pricing: LaunchPricing,
+        meter: HostMeter,
     ) -> None:
         skip_irrelevant_warmups()
-        EmulatedExecutor.attach(pricing, meter)
+        EmulatedExecutor.attach(native, pricing, meter)
         self._meter = meter
         try:
             arguments = engine_arguments(spec, model_folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,10 @@ from revati.engines.vllm.settings import (
 from revati.engines.warm import WarmEngine
 from revati.interception.core import NativeCore
 from revati.interception.gpu import load_gpu
-from revati.paths import kernel_db_dir
 from revati.spec import DeploymentSpec, HostSpec, ModelShape
 from revati.timing.attach import LaunchPricing
 from revati.timing.estimate import RankShape
-from revati.timing.timer import KernelTimer
+from revati.timing.source import source
 from revati.virtual_time.host import FreeHost, HostCosts, HostMeter, MeasuredHost, TableHost
 from revati.virtual_time.host_table import HostTable
 from revati.virtual_time.speed import probe_ns
@@ -71,18 +71,16 @@ def template_key(spec: DeploymentSpec) -> str:
 def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     from revati.engines.vllm.replica import VllmReplica
 
-    if spec.pipeline_parallel_size > 1:
-        raise InfeasibleError("pipeline parallelism needs deployment=processes")
     gpu = load_gpu(spec.gpu)
     core = NativeCore()
     core.configure(gpu.to_environment(spec.tensor_parallel_size * spec.pipeline_parallel_size))
     shape = _rank_shape(spec.model, spec.tensor_parallel_size)
-    timer = KernelTimer(kernel_db_dir(), spec.gpu, shape)
-    pricing = LaunchPricing(core, timer, gpu, full_graphs=not spec.engine_args.get("enforce_eager", False))
+    timings = source(spec.timing_source).open(spec.gpu, shape)
+    pricing = LaunchPricing(core, timings, gpu, full_graphs=not spec.engine_args.get("enforce_eager", False))
     model_folder = write_model_folder(spec, work_dir / "model")
     meter = HostMeter(core)
     pricing.own_time = meter.excluded
-    replica = VllmReplica(_template_spec(spec), model_folder, pricing, meter)
+    replica = VllmReplica(_template_spec(spec), model_folder, core, pricing, meter)
     return WarmEngine(replica, core, meter, pricing)
 
 
@@ -134,7 +132,6 @@ def _host_costs(spec: DeploymentSpec) -> HostCosts:
     if spec.host.mode == "free":
         return FreeHost()
     table = HostTable.load(spec.host.name)
-    costs = TableHost(
-        table, spec.model.num_hidden_layers // spec.pipeline_parallel_size, spec.tensor_parallel_size
-    )
+    layers = math.ceil(spec.model.num_hidden_layers / spec.pipeline_parallel_size)
+    costs = TableHost(table, layers, spec.tensor_parallel_size, spec.pipeline_parallel_size)
     return MeasuredHost(costs, table.cpu_factor(probe_ns())) if spec.host.mode == "measured" else costs

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
-from revati.engines.vllm.batch import Batch, BatchReader
+from revati.engines.vllm.batches import Batch, BatchReader
 from revati.engines.vllm.processes import telling_refusals
 from revati.engines.vllm.shortcuts import skip_irrelevant_warmups
+from revati.engines.vllm.step_shape import step_shape
 from revati.interception.gpu import load_gpu
-from revati.paths import kernel_db_dir
 from revati.spec import ModelShape
 from revati.timing.attach import LaunchPricing
 from revati.timing.estimate import RankShape
-from revati.timing.timer import KernelTimer
-from revati.virtual_time.host import IDLE_STEP, HostMeter, StepShape
+from revati.timing.source import source
+from revati.virtual_time.host import IDLE_STEP, StepShape
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -27,13 +27,16 @@ if TYPE_CHECKING:
 class SampledOutput(AsyncModelRunnerOutput):  # type: ignore[misc]  # vLLM is not seen by mypy
     """A step's outputs; asking for them waits for the GPU in virtual time."""
 
-    def __init__(self, inner: Any, batch: Batch, step: StepShape, meter: HostMeter) -> None:
-        self._inner, self._batch, self._step, self._meter = inner, batch, step, meter
+    def __init__(self, inner: Any, batch: Batch, step: StepShape, worker: EmulatedWorker) -> None:
+        self._inner, self._batch, self._step, self._worker = inner, batch, step, worker
 
     def get_output(self) -> ModelRunnerOutput:
-        with self._meter.waiting(self._step):
+        meter = self._worker.meter
+        with meter.waiting(self._step):
             output: ModelRunnerOutput = self._inner.get_output()
-        self._batch.fill(output)
+        if self._worker.remote:
+            meter.charge("worker_ipc", self._step)
+        self._batch.write_samples(output)
         return output
 
 
@@ -44,35 +47,43 @@ class EmulatedWorker:
         config = worker.vllm_config
         process.know(config)
         skip_irrelevant_warmups()
-        self._worker, self._meter = worker, process.meter
-        self._reader = BatchReader(config)
+        self._worker, self.meter = worker, process.meter
+        self.remote = config.parallel_config.world_size > 1  # a process of its own
+        self._config = config
+        self._reader = BatchReader(config.model_config.get_vocab_size())
         self._step: tuple[Batch, StepShape] | None = None
         gpu, parallel = process.emulation.gpu, config.parallel_config
         model = ModelShape(config.model_config.model, config.model_config.hf_text_config.to_dict())
-        timer = KernelTimer(kernel_db_dir(), gpu, RankShape.of(model, parallel.tensor_parallel_size))
+        shape = RankShape.of(model, parallel.tensor_parallel_size)
+        timings = source(process.emulation.timing_source).open(gpu, shape)
         full_graphs = not config.model_config.enforce_eager
-        self.pricing = LaunchPricing(process.core, timer, load_gpu(gpu), full_graphs)
+        self.pricing = LaunchPricing(process.core, timings, load_gpu(gpu), full_graphs)
         self.pricing.own_time = process.meter.excluded
 
     def execute(self, run: Any, scheduled: SchedulerOutput) -> Any:
         batch = self._reader.read(scheduled)
-        step = self._reader.shape(scheduled, batch, self._dispatch)
+        step = step_shape(self._config, scheduled, batch, self._dispatch)
         self._step = batch, step
         if batch.query_lens:
             self.pricing.set_batch(batch.query_lens, batch.context_lens)
-        with self._meter.phase("execute", step):
-            return run(self._worker, scheduled)
+        if self.remote:
+            self.meter.charge("worker_ipc", IDLE_STEP)
+        with self.meter.phase("execute", step):
+            output = run(self._worker, scheduled)
+        if batch.query_lens and not self._worker.model_runner.is_last_pp_rank:
+            self.meter.charge("send", step)
+        return output
 
     def sample(self, run: Any, grammar_output: Any) -> Any:
         assert self._step is not None
         batch, step = self._step
         last = self._worker.model_runner.is_last_pp_rank
-        with self._meter.phase("sample", step if last else IDLE_STEP):
+        with self.meter.phase("sample" if last else "receive", step):
             output = run(self._worker, grammar_output)
         if isinstance(output, AsyncModelRunnerOutput):
-            return SampledOutput(output, batch, step, self._meter)
+            return SampledOutput(output, batch, step, self)
         if output is not None and last:
-            batch.fill(output)
+            batch.write_samples(output)
         return output
 
     def _dispatch(self, num_reqs: int, num_tokens: int, uniform: int | None) -> Any:
@@ -101,5 +112,5 @@ def prepare(process: EmulatedProcess) -> None:
         setattr(Worker, stage, telling_refusals(getattr(Worker, stage)))
     Worker.execute_model = lambda self, scheduled: self._revati.execute(execute, scheduled)
     Worker.sample_tokens = lambda self, grammar_output: self._revati.sample(sample, grammar_output)
-    Worker.revati_gpu_time_shares = lambda self: self._revati.pricing.shares()
+    Worker.revati_gpu_time_shares = lambda self: self._revati.pricing.usage().shares()
     Worker.revati_reset_counters = lambda self: process.core.reset_counters()

@@ -158,7 +158,10 @@ REVATI_API const char *cudaGetErrorString(int e) {
 }
 
 // ---- memory ----
+// Changing the device's memory map, for pinned host memory too, waits for the work on it: real engines stall
+// there when a batch outgrows all before it.
 REVATI_API int cudaMalloc(void **pointer, size_t bytes) {
+  synchronize_device(current_device());
   *pointer = device_alloc(bytes, current_device());
   return *pointer ? kSuccess : report(kOutOfMemory);
 }
@@ -168,6 +171,7 @@ REVATI_API int cudaMallocManaged(void **pointer, size_t bytes, unsigned) { retur
 REVATI_API int cudaFree(void *pointer) { return release(pointer) ? kSuccess : report(kInvalidValue); }
 REVATI_API int cudaFreeAsync(void *pointer, void *) { return cudaFree(pointer); }
 REVATI_API int cudaHostAlloc(void **pointer, size_t bytes, unsigned) {
+  synchronize_device(current_device());
   *pointer = host_alloc(bytes);
   return *pointer ? kSuccess : report(kOutOfMemory);
 }

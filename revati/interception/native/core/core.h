@@ -57,8 +57,7 @@ struct LaunchKey {
 struct Cost {
   ns_t duration = 0;
   Work work = Work::kFixed;
-  int32_t provenance = 0;  // index into the resolver's list
-  int32_t family = 0;      // likewise
+  int32_t launch = -1;     // index into the resolver's list of distinct launches; -1: not counted
   int32_t per_tokens = 0;  // the answer depends on LaunchKey::num_tokens
   float power_w = 0;       // drawn at full clock while it runs
   float clock_sensitivity = 0;  // relative growth of its duration per relative growth of the clock period

@@ -1,6 +1,5 @@
 // Launches: what a kernel costs (asked once per key), and what it does to its stream.
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -38,12 +37,11 @@ using Resolver = void (*)(const LaunchKey *, Cost *);
 Resolver resolver = nullptr;
 std::unordered_map<LaunchKey, Cost, KeyHash, KeyEqual> costs;
 
-constexpr int kProvenances = 8, kFamilies = 32;
-std::array<int64_t, kProvenances> busy_ns{};
-std::array<int64_t, kProvenances> launches{};
-std::array<int64_t, kFamilies> family_ns{};
+// GPU time and launches by the resolver's index of distinct launches.
+struct Count { int64_t busy_ns = 0, launches = 0; };
+std::vector<Count> counts;
 
-struct Attention { ns_t duration[2] = {0, 0}; int32_t provenance = 0, family = 0; float power_w = 0, clock_sensitivity = 0; };
+struct Attention { ns_t duration[2] = {0, 0}; int32_t launch[2] = {-1, -1}; float power_w = 0, clock_sensitivity = 0; };
 Attention attention;
 
 ns_t stream_gap_ns = 0, graph_gap_ns = 0;
@@ -78,11 +76,11 @@ ns_t duration_of(const Cost &cost) {
 }
 
 void count(const Cost &cost, ns_t duration) {
-  const bool fixed = cost.work == Work::kFixed;
-  const int provenance = fixed ? cost.provenance : attention.provenance;
-  busy_ns[provenance] += duration;
-  launches[provenance] += 1;
-  family_ns[fixed ? cost.family : attention.family] += duration;
+  const int32_t launch = cost.work == Work::kFixed ? cost.launch : attention.launch[static_cast<int>(cost.work) - 1];
+  if (launch < 0) return;
+  if (static_cast<size_t>(launch) >= counts.size()) counts.resize(static_cast<size_t>(launch) + 64);
+  counts[static_cast<size_t>(launch)].busy_ns += duration;
+  counts[static_cast<size_t>(launch)].launches += 1;
 }
 
 Cost price(LaunchKey key) {
@@ -209,6 +207,16 @@ REVATI_API void revati_set_resolver(void (*callback)(const LaunchKey *, Cost *))
   resolver = callback;
   costs.clear();
 }
+// Streams that wait for something outside this process's launches, such as a peer's send.
+REVATI_API int64_t revati_stream_time(void *stream) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  return stream_of(stream)->tail;
+}
+REVATI_API void revati_stream_wait(void *stream, int64_t ns) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  Stream *waiting = stream_of(stream);
+  waiting->tail = std::max<ns_t>(waiting->tail, ns);
+}
 REVATI_API void revati_set_gaps(int64_t stream_ns, int64_t graph_ns, int queue_depth) {
   stream_gap_ns = stream_ns;
   graph_gap_ns = graph_ns;
@@ -218,24 +226,25 @@ REVATI_API void revati_set_power_limit(double limit_w, double idle_w, double exp
   power = {limit_w, idle_w, exponent, static_cast<double>(time_constant_ns)};
 }
 // Durations of one layer's attention kernels for the batch about to run.
-REVATI_API void revati_set_attention(int64_t main_ns, int64_t combine_ns, int provenance, int family, float power_w,
-                                     float clock_sensitivity) {
+REVATI_API void revati_set_attention(int64_t main_ns, int64_t combine_ns, int main_launch, int combine_launch,
+                                     float power_w, float clock_sensitivity) {
   attention.power_w = power_w;
   attention.clock_sensitivity = clock_sensitivity;
   attention.duration[0] = main_ns;
   attention.duration[1] = combine_ns;
-  attention.provenance = provenance;
-  attention.family = family;
+  attention.launch[0] = main_launch;
+  attention.launch[1] = combine_launch;
 }
-// GPU time [ns] and launches by provenance, GPU time by family; arrays of 8, 8 and 32.
-REVATI_API void revati_gpu_time(int64_t *by_provenance, int64_t *launch_counts, int64_t *by_family) {
-  std::copy(busy_ns.begin(), busy_ns.end(), by_provenance);
-  std::copy(launches.begin(), launches.end(), launch_counts);
-  std::copy(family_ns.begin(), family_ns.end(), by_family);
+// GPU time [ns] and number of launches by index, zero where nothing was counted; arrays of `size`.
+REVATI_API void revati_gpu_time(int64_t *busy_ns, int64_t *launches, int size) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  for (int i = 0; i < size; ++i) {
+    const Count count = static_cast<size_t>(i) < counts.size() ? counts[static_cast<size_t>(i)] : Count{};
+    busy_ns[i] = count.busy_ns;
+    launches[i] = count.launches;
+  }
 }
 REVATI_API void revati_reset_counters() {
   std::lock_guard<std::recursive_mutex> lock(mutex);
-  busy_ns.fill(0);
-  launches.fill(0);
-  family_ns.fill(0);
+  counts.clear();
 }

@@ -8,7 +8,10 @@
 namespace revati::domain {
 namespace {
 
-ns_t clock_now() { return virtual_now(); }
+ns_t clock_now() {
+  self.idle_waits = 0;
+  return virtual_now();
+}
 
 void clock_wait_until(ns_t when) {
   Thread *thread = active();
@@ -44,7 +47,7 @@ REVATI_API const revati::DomainClock *revati_domain_clock() {
   return segment ? &clock : nullptr;
 }
 
-REVATI_API int64_t revati_now() { return segment ? virtual_now() : 0; }
+REVATI_API int64_t revati_now() { return segment ? clock_now() : 0; }
 REVATI_API int64_t revati_real_now() { return real_now_ns(); }  // for measurements of the domain itself
 REVATI_API void revati_charge(int64_t ns) { clock_charge(ns); }
 REVATI_API void revati_sleep_until(int64_t ns) { clock_wait_until(ns); }

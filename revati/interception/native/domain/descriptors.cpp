@@ -37,10 +37,34 @@ class WaitMask {
   sigset_t before_{}, during_{};
 };
 
-// A loop that only waits for descriptors, again and again in vain, and never looks at a clock: nobody can tell
-// how often it wakes.  gloo's loops do so every 10 ms.
+// Loops of some libraries wait for descriptors again and again in vain, always for the same short time, and do
+// nothing else that a hook sees: how often they wake, nobody can tell.  gloo's do so every 10 ms.
 constexpr int kIdleWaits = 20;
 constexpr ns_t kIdlePeriod = 1000000000;
+
+bool idles(const void *caller) {
+  static thread_local const void *known = nullptr;
+  static thread_local bool listed = false;
+  if (caller != known) {
+    Dl_info information;
+    known = caller;
+    listed = false;
+    if (dladdr(caller, &information) && information.dli_fname) {
+      const char *slash = std::strrchr(information.dli_fname, '/');
+      listed = matches(segment->idle_libraries, slash ? slash + 1 : information.dli_fname);
+    }
+  }
+  return listed;
+}
+
+ns_t stretched(Thread *thread, ns_t deadline, const void *caller) {
+  const ns_t period = deadline - local_now();
+  const bool same = period > 0 && period == thread->idle_period;
+  thread->idle_period = period;
+  if (!same) thread->idle_before = 0;
+  if (thread->idle_before <= kIdleWaits || period >= kIdlePeriod || !idles(caller)) return deadline;
+  return deadline - period + kIdlePeriod;
+}
 
 // `call(wait, mask)`: the system call without (wait = false) or with an unlimited wait, as -errno or a count.
 template <typename Call>
@@ -48,7 +72,6 @@ int wait_for_events(Thread *thread, ns_t deadline, const sigset_t *mask, const c
   const int idle = thread->idle_before;
   sync(thread);
   Guard guard;
-  if (idle > kIdleWaits && deadline > local_now()) deadline = std::max(deadline, local_now() + kIdlePeriod);
   for (;;) {
     // With the caller's mask, so that its pending signals interrupt as they would.
     long count = call(false, mask);
@@ -249,7 +272,8 @@ REVATI_API int pselect(int count, fd_set *in, fd_set *out, fd_set *err, const ti
 REVATI_API int epoll_wait(int file, epoll_event *events, int count, int timeout_ms) {
   Thread *thread = active();
   if (!thread) return REAL(epoll_wait)(file, events, count, timeout_ms);
-  return epoll_until(thread, file, events, count, deadline_in_ms(timeout_ms), nullptr);
+  const ns_t deadline = stretched(thread, deadline_in_ms(timeout_ms), __builtin_return_address(0));
+  return epoll_until(thread, file, events, count, deadline, nullptr);
 }
 REVATI_API int epoll_pwait(int file, epoll_event *events, int count, int timeout_ms, const sigset_t *mask) {
   Thread *thread = active();

@@ -2,6 +2,7 @@
 //
 // A monitor calls revati_domain_watch() all the time: it cleans up after killed processes, takes the token
 // from threads that wait where no hook sees it, and repeats jumps whose thread has gone.
+#include <elf.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -187,12 +188,27 @@ std::string contents(int pid, const char *name) {
   return text;
 }
 
+bool is_static(int pid) {
+  char path[64], head[4096];
+  snprintf(path, sizeof path, "/proc/%d/exe", pid);
+  const int file = static_cast<int>(raw(SYS_openat, AT_FDCWD, as_long(path), O_RDONLY | O_CLOEXEC));
+  if (file < 0) return false;
+  const long length = raw(SYS_read, file, as_long(head), sizeof head);
+  raw(SYS_close, file);
+  const auto *elf = reinterpret_cast<const Elf64_Ehdr *>(head);
+  if (length < static_cast<long>(sizeof *elf) || memcmp(elf->e_ident, ELFMAG, SELFMAG) != 0) return false;
+  for (int i = 0; i < elf->e_phnum; ++i) {
+    const size_t at = elf->e_phoff + static_cast<size_t>(i) * elf->e_phentsize;
+    if (at + sizeof(Elf64_Phdr) > static_cast<size_t>(length)) return false;
+    if (reinterpret_cast<const Elf64_Phdr *>(head + at)->p_type == PT_INTERP) return false;
+  }
+  return true;
+}
+
 // A program without a dynamic loader, or one whose environment was cleaned.
 bool never_joins(int pid) {
   const std::string environment = contents(pid, "environ");
-  if (!environment.empty() && environment.find("REVATI_DOMAIN=") == std::string::npos) return true;
-  const std::string maps = contents(pid, "maps");
-  return !maps.empty() && maps.find("/ld-") == std::string::npos && maps.find("librevati_domain") == std::string::npos;
+  return is_static(pid) || (!environment.empty() && environment.find("REVATI_DOMAIN=") == std::string::npos);
 }
 
 void drop_unclaimed() {
@@ -293,7 +309,8 @@ bool stuck() {
 using namespace revati::domain;
 
 // Makes the segment at a path that must not exist yet.  0, or an errno.
-REVATI_API int revati_domain_create(const char *path, int64_t skew_ns, double cpu_factor, const char *real_time_threads) {
+REVATI_API int revati_domain_create(const char *path, int64_t skew_ns, double cpu_factor, const char *real_time_threads,
+                                    const char *idle_libraries) {
   const int file = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (file < 0) return errno;
   void *memory = MAP_FAILED;
@@ -312,6 +329,7 @@ REVATI_API int revati_domain_create(const char *path, int64_t skew_ns, double cp
   d.skew = skew_ns;
   d.cpu_factor = cpu_factor;
   snprintf(d.real_time_threads, sizeof d.real_time_threads, "%s", real_time_threads);
+  snprintf(d.idle_libraries, sizeof d.idle_libraries, "%s", idle_libraries);
   d.epoch_real = real_clock(CLOCK_REALTIME);
   d.epoch_mono = real_clock(CLOCK_MONOTONIC);
   d.epoch_boot = real_clock(CLOCK_BOOTTIME);

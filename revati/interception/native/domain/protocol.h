@@ -17,6 +17,7 @@ struct Thread {
   int spins = 0, clock_reads = 0;
   int idle_waits = 0;        // for descriptors, that timed out one after another with no other call between
   int idle_before = 0;       // ... when the current call began
+  ns_t idle_period = 0;      // their timeout
 };
 
 extern Domain *domain;       // null: this process is in no domain, or its domain has ended
@@ -80,5 +81,6 @@ int search();                                    // the slot with the earliest k
 void set_key(int index, ns_t key);
 
 int64_t real_now_ns();
+bool matches(const char *patterns, const char *name);  // comma-separated glob patterns
 
 }  // namespace revati::domain

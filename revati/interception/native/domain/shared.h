@@ -74,6 +74,7 @@ struct Domain {
   int32_t break_scan;              // tests only: jump without looking for messages in flight
   int32_t break_reserve;           // tests only: no slot for a child before it joins
   char real_time_threads[512];     // comma-separated glob patterns
+  char idle_libraries[512];        // likewise, of file names
   ns_t epoch_real, epoch_mono, epoch_boot;  // real clocks at virtual zero
   // progress
   std::atomic<int32_t> token;      // slot index or kNobody

@@ -13,6 +13,16 @@
 #include "real.h"
 
 namespace revati::domain {
+
+bool matches(const char *patterns, const char *name) {
+  char copy[sizeof segment->real_time_threads];
+  std::memcpy(copy, patterns, sizeof copy);
+  char *rest = nullptr;
+  for (char *pattern = strtok_r(copy, ",", &rest); pattern; pattern = strtok_r(nullptr, ",", &rest))
+    if (fnmatch(pattern, name, 0) == 0) return true;
+  return false;
+}
+
 namespace {
 
 struct Start {
@@ -46,15 +56,6 @@ void *run(void *pointer) {
   return start.function(start.argument);
 }
 
-bool listed(const char *name) {
-  char patterns[sizeof segment->real_time_threads];
-  std::memcpy(patterns, segment->real_time_threads, sizeof patterns);
-  char *rest = nullptr;
-  for (char *pattern = strtok_r(patterns, ",", &rest); pattern; pattern = strtok_r(nullptr, ",", &rest))
-    if (fnmatch(pattern, name, 0) == 0) return true;
-  return false;
-}
-
 void set_real_time(bool enable) {
   if (!domain || !self.slot || self.gone || self.real_time == enable) return;
   if (!enable) {
@@ -85,7 +86,7 @@ void named(pthread_t thread, const char *name) {
   if (!segment || !name) return;
   if (thread == pthread_self()) {
     if (self.slot) std::strncpy(self.slot->name, name, sizeof self.slot->name - 1);
-    if (listed(name)) set_real_time(true);
+    if (matches(segment->real_time_threads, name)) set_real_time(true);
   } else {
     for (int i = 0; i < segment->high; ++i)
       if (segment->slots[i].pid == process_id && segment->slots[i].handle == thread)

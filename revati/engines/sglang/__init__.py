@@ -1,0 +1,1 @@
+"""SGLang: official plug-ins, nothing of the wheel is changed."""

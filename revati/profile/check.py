@@ -1,0 +1,115 @@
+"""Measure a sample of the database again, and say by how much it drifted."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from revati.timing import db
+
+Row = dict[str, Any]
+
+GEMM_SHAPES, TOKENS_PER_SHAPE = 6, 5
+HEADS, BATCHES_PER_HEADS = 2, 12
+TOLERANCE = 0.05  # two sessions on two H200s differed by 3.6 % (standard deviation) in GEMMs
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A family's second measurements relative to its first ones."""
+
+    family: str
+    points: int
+    median: float
+    p90_abs: float
+
+    @property
+    def ok(self) -> bool:
+        return abs(self.median) <= TOLERANCE
+
+    def __str__(self) -> str:
+        verdict = "as before" if self.ok else f"drifted by more than {TOLERANCE:.0%}: measure it again"
+        return (
+            f"{self.family}: {self.points} points again, median {self.median:+.1%}, "
+            f"p90 of the difference {self.p90_abs:.1%}; {verdict}"
+        )
+
+
+def drift(family: str, before: dict[Any, float], again: Iterable[tuple[Any, float]]) -> Drift:
+    """Compare second measurements, by key, with the first ones of the same keys."""
+    ratios = np.array([us / before[key] - 1.0 for key, us in again if key in before])
+    if not len(ratios):
+        raise ValueError(f"{family}: nothing measured again is in the database")
+    return Drift(family, len(ratios), float(np.median(ratios)), float(np.percentile(np.abs(ratios), 90)))
+
+
+def gemm_sample(measured: pa.Table, seed: int) -> dict[tuple[int, int], list[int]]:
+    """Some tokens, small and large, of some weight shapes."""
+    tokens: dict[tuple[int, int], list[int]] = {}
+    for row in db.rows(measured, ["m", "n", "k"], kind="gemm"):
+        tokens.setdefault((row["n"], row["k"]), []).append(row["m"])
+    draw = random.Random(seed)
+    chosen = draw.sample(sorted(tokens), min(GEMM_SHAPES, len(tokens)))
+    return {shape: _spread(sorted(set(tokens[shape])), TOKENS_PER_SHAPE, draw) for shape in chosen}
+
+
+def attention_sample(measured: pa.Table, seed: int) -> dict[tuple[int, int], list[Row]]:
+    """Some batches, short and long, of some head counts."""
+    rows: dict[tuple[int, int], list[Row]] = {}
+    columns = ["variant", "num_q_heads", "num_kv_heads", "query_lens", "context_lens", "median_us"]
+    for row in db.rows(measured, columns, kind="attention"):
+        rows.setdefault((row["num_q_heads"], row["num_kv_heads"]), []).append(row)
+    draw = random.Random(seed)
+    chosen = draw.sample(sorted(rows), min(HEADS, len(rows)))
+    return {
+        heads: _spread(sorted(rows[heads], key=lambda row: row["median_us"]), BATCHES_PER_HEADS, draw)
+        for heads in chosen
+    }
+
+
+def _spread(ordered: list[Any], count: int, draw: random.Random) -> list[Any]:
+    """One of each of ``count`` equal parts."""
+    edges = np.linspace(0, len(ordered), min(count, len(ordered)) + 1).astype(int)
+    return [ordered[draw.randrange(low, high)] for low, high in pairwise(edges)]
+
+
+def check(
+    measured: pa.Table,
+    families: tuple[str, ...],
+    gemms: Callable[[list[tuple[int, int]], list[int]], list[Row]],
+    attention: Callable[[int, int, list[Row]], list[Row]],
+    seed: int = 0,
+) -> list[Drift]:
+    """Measure a sample of GEMMs and attention batches again, as far as the families have any.
+
+    Args:
+        gemms: (weight shapes, tokens) → rows.
+        attention: (query heads, KV heads, rows that name batches) → rows.
+    """
+    found = []
+    if "gemm" in families and (shapes := gemm_sample(measured, seed)):
+        wanted = {(m, *shape) for shape, tokens in shapes.items() for m in tokens}
+        first: dict[Any, list[float]] = {}
+        for row in db.rows(measured, ["m", "n", "k", "median_us"], kind="gemm"):
+            if (row["m"], row["n"], row["k"]) in wanted:
+                first.setdefault((row["m"], row["n"], row["k"]), []).append(row["median_us"])
+        before: dict[Any, float] = {key: float(np.mean(durations)) for key, durations in first.items()}
+        rows = [row for shape, tokens in shapes.items() for row in gemms([shape], tokens)]
+        found.append(drift("gemm", before, (((r["m"], r["n"], r["k"]), r["median_us"]) for r in rows)))
+    if "attention" in families and (batches := attention_sample(measured, seed)):
+        before = {_key(row): row["median_us"] for own in batches.values() for row in own}
+        again = [row for heads, own in batches.items() for row in attention(*heads, own)]
+        second = ((_key(row), row["median_us"]) for row in again if row["kind"] == "attention")
+        found.append(drift("attention", before, second))
+    return found
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    heads = row["num_q_heads"], row["num_kv_heads"]
+    return row["variant"], *heads, tuple(row["query_lens"]), tuple(row["context_lens"])

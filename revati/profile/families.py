@@ -1,0 +1,59 @@
+"""How each family's units are measured; imports CUDA libraries only when a unit runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Row = dict[str, Any]
+Measure = Callable[[], list[Row]]
+
+
+class Work:
+    """Measurements by family, as calls without arguments."""
+
+    def gaps(self) -> list[Row]:
+        from revati.profile import gaps
+
+        return gaps.measure()
+
+    def copies(self) -> list[Row]:
+        from revati.profile import transfers
+
+        return transfers.measure()
+
+    def gpus_name(self) -> str:
+        from revati.profile import collective
+
+        return f"gpus{collective.gpu_count()}"
+
+    def collectives(self) -> list[Row]:
+        from revati.profile import collective
+
+        return collective.measure(collective.gpu_count())
+
+    def gemms(self, wanted: dict[tuple[int, int], list[int]]) -> Measure:
+        """Numbers of tokens by weight shape (n, k)."""
+
+        def measure() -> list[Row]:
+            from revati.profile import gemm
+
+            return [row for shape, tokens in wanted.items() for row in gemm.measure([shape], tokens)]
+
+        return measure
+
+    def attention(self, num_q_heads: int, num_kv_heads: int) -> Measure:
+        def measure() -> list[Row]:
+            from revati.profile import attention
+
+            return attention.measure(num_q_heads, num_kv_heads, attention.all_batches())
+
+        return measure
+
+    def kv_writes(self, num_q_heads: int, num_kv_heads: int) -> Measure:
+        def measure() -> list[Row]:
+            from revati.profile import kv_write
+
+            return kv_write.measure(num_q_heads, num_kv_heads)
+
+        return measure

@@ -1,0 +1,189 @@
+"""What to measure first: the units of work whose measurement takes away most error for its time.
+
+A unit's gain is the share of GPU time that its kernels have in serving, times how much less is known of them
+without it than with it. Shares and errors are those of Llama-like models on an H200; they only order the
+work. GEMMs come in two passes: first the captured sizes of decode steps and the ends of tiles of all models,
+then the tokens in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from revati.profile.options import Options
+
+Row = dict[str, object]
+
+# Family → share of GPU time, error without a measurement, error with it (relative).
+GAIN: dict[str, tuple[float, float, float]] = {
+    "gap": (0.05, 0.5, 0.1),
+    "gemm": (0.60, 0.12, 0.024),  # at the tokens of a first pass, with lines between them
+    "gemm_between": (0.60, 0.024, 0.01),
+    "attention": (0.20, 0.15, 0.04),
+    "engine": (0.10, 0.4, 0.05),
+    "kv_write": (0.02, 0.2, 0.05),
+    "copy": (0.01, 0.5, 0.05),
+    "collective": (0.10, 0.5, 0.05),
+}
+# Rough seconds of a unit on an H200; a session's log has the real ones.
+SECONDS = {
+    "gap": 3.0,
+    "gemm": 4.0,
+    "gemm_between": 5.0,
+    "attention": 14.0,
+    "kv_write": 4.0,
+    "copy": 3.0,
+    "collective": 60.0,
+}
+# How often a unit's model and parallelism are asked for; each doubling of GPUs halves it.
+POPULARITY = {"llama7b": 1.0, "llama31_8b": 1.0, "llama13b": 0.8, "qwen3_8b": 0.8, "llama31_70b": 0.8}
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Work that is measured and stored as a whole; ``measure`` needs a GPU."""
+
+    family: str
+    name: str
+    measure: Callable[[], list[Row]]
+    weight: float = 1.0  # popularity of what needs it
+
+    @property
+    def file(self) -> str:
+        """The database's file that its rows go to."""
+        return self.family.removesuffix("_between")
+
+    @property
+    def part(self) -> str:
+        """Its name among the parts of that file."""
+        return self.name + self.family.removeprefix(self.file)
+
+    @property
+    def seconds(self) -> float:
+        return SECONDS[self.family]
+
+    @property
+    def gain(self) -> float:
+        """Expected reduction of the relative error of a trial's GPU time."""
+        share, without, remaining = GAIN[self.family]
+        return self.weight * share * (without - remaining)
+
+
+def engines_within(options: Options, known: Known) -> bool:
+    """Whether engines are to be recorded: their small kernels are asked for and not there."""
+    return "engine" in options.families and "norm" not in known.kinds
+
+
+def ordered(units: list[Unit]) -> list[Unit]:
+    """Those with the largest gain a second first; equals stay in order."""
+    return sorted(units, key=lambda unit: -unit.gain / unit.seconds)
+
+
+def within(units: list[Unit], seconds: float) -> tuple[list[Unit], list[Unit]]:
+    """Those of an ordered plan that fit the time, and the rest; a long unit lets shorter ones pass."""
+    chosen, rest, left = [], [], seconds
+    for unit in units:
+        if unit.seconds <= left:
+            chosen.append(unit)
+            left -= unit.seconds
+        else:
+            rest.append(unit)
+    return chosen, rest
+
+
+def show(chosen: list[Unit], rest: list[Unit]) -> str:
+    """The plan as a few lines of text."""
+    total = sum(unit.gain for unit in [*chosen, *rest]) or 1.0
+    lines = [f"plan: {len(chosen)} units in about {sum(unit.seconds for unit in chosen):.0f} s"]
+    lines += [
+        f"  {unit.family}.{unit.name}: {unit.seconds:.0f} s, {unit.gain / total:.1%} of the expected gain"
+        for unit in chosen
+    ]
+    if rest:
+        left_out = ", ".join(f"{unit.family}.{unit.name}" for unit in rest)
+        lines.append(f"  beyond the budget ({sum(u.gain for u in rest) / total:.1%}): {left_out}")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a database has already: kinds of kernels, tokens by weight shape, head counts."""
+
+    kinds: frozenset[str] = frozenset()
+    tokens: Mapping[tuple[int, int], frozenset[int]] = field(default_factory=dict)  # by (n, k)
+    heads: frozenset[tuple[int, int]] = frozenset()  # query heads, KV heads
+    kv_widths: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, measured: pa.Table) -> Known:
+        columns = ["kind", "m", "n", "k", "num_q_heads", "num_kv_heads", "width"]
+        rows = measured.select(columns).to_pylist()
+        tokens: dict[tuple[int, int], set[int]] = {}
+        for row in rows:
+            if row["kind"] == "gemm":
+                tokens.setdefault((row["n"], row["k"]), set()).add(row["m"])
+        return cls(
+            frozenset(row["kind"] for row in rows),
+            {shape: frozenset(own) for shape, own in tokens.items()},
+            frozenset((r["num_q_heads"], r["num_kv_heads"]) for r in rows if r["kind"] == "attention"),
+            frozenset(row["width"] for row in rows if row["kind"] == "kv_write"),
+        )
+
+    def lacking(self, shape: tuple[int, int], tokens: Iterable[int]) -> list[int]:
+        """Those tokens that the weight shape was not measured at."""
+        return sorted(set(tokens) - self.tokens.get(shape, frozenset()))
+
+
+def units_of(options: Options, known: Known) -> list[Unit]:
+    """The work that the options ask for and the database lacks, the most worthwhile first.
+
+    Models share what they have in common.
+    """
+    from revati.profile.families import Work
+    from revati.profile.shapes import (
+        COARSE_TOKENS,
+        GEMM_TOKENS,
+        LM_HEAD_TOKENS,
+        layer_gemms,
+        lm_head_gemm,
+        rank_shape,
+    )
+
+    work, units, seen = Work(), [], set[tuple[object, ...]]()
+
+    def once(*key: object) -> bool:
+        new = key not in seen
+        seen.add(key)
+        return new
+
+    for family, measure in (("gap", work.gaps), ("copy", work.copies), ("collective", work.collectives)):
+        if family in options.families and family not in known.kinds:
+            units.append(Unit(family, "all" if family != "collective" else work.gpus_name(), measure))
+    for tp in options.tensor_parallel:
+        for model in options.models:
+            shape, weight = rank_shape(model, tp), POPULARITY[model] / tp
+            if "gemm" in options.families:
+                shapes = [(s, GEMM_TOKENS) for s in layer_gemms(shape) if once("gemm", *s)]
+                head = lm_head_gemm(shape)
+                shapes += [(head, LM_HEAD_TOKENS)] if once("gemm", *head) else []
+                for family, coarse in (("gemm", True), ("gemm_between", False)):
+                    wanted = {
+                        s: missing
+                        for s, tokens in shapes
+                        if (
+                            missing := known.lacking(s, [m for m in tokens if (m in COARSE_TOKENS) == coarse])
+                        )
+                    }
+                    if wanted:
+                        units.append(Unit(family, f"{model}_tp{tp}", work.gemms(wanted), weight))
+            counts = (shape.num_q_heads, shape.num_kv_heads)
+            name = f"q{counts[0]}_kv{counts[1]}"
+            if "attention" in options.families and counts not in known.heads and once("attention", *counts):
+                units.append(Unit("attention", name, work.attention(*counts), weight))
+            width = shape.num_kv_heads * shape.head_dim
+            if "kv_write" in options.families and width not in known.kv_widths and once("kv_write", *counts):
+                units.append(Unit("kv_write", name, work.kv_writes(*counts), weight))
+    return ordered(units)

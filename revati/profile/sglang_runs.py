@@ -1,0 +1,397 @@
+"""Real SGLang on real GPUs: measured runs, step logs for a host table, and kernel scenes.
+
+    python -m revati.profile.sglang_runs --out DIR --engine tp1 [--gpus 0] [--trace RATE=FILE ...]
+
+One engine with SGLang's default settings and dummy weights serves, in this order: each open-loop workload
+(a folder ``DIR/<model>_<engine>_sg_r<rate>`` in the format of `revati.validate`), the synthetic segments of
+`revati.profile.host_calibration` (``DIR/host_<engine>``) and scenes under PyTorch's profiler
+(``DIR/scenes_<engine>``).  Results are written as they come.  Latencies count from the scheduled arrival;
+the load generator runs in the process of SGLang's tokenizer manager, without HTTP and without a tokenizer.
+The process must find the plug-ins `revati_step_log` and `revati_scenes` (group ``sglang.srt.plugins``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import platform
+import random
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from revati.profile.host_client import Outcome
+from revati.profile.host_engine import convert_scenes
+from revati.profile.host_load import EngineCase, Request, segments, write_model
+from revati.profile.machine import cpu_name, gpu_query
+from revati.workload.lengths import LognormalLengths
+from revati.workload.workload import Workload
+
+now = time.monotonic
+SEED = 1234
+# Needs no symmetric memory, hence no NVLink multicast; the launch command says the same.
+ENVIRONMENT = {"SGLANG_OPT_USE_CUSTOM_ALL_REDUCE_V2": "0"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One engine: its settings, the request rates (1/s) and numbers of requests of its workloads."""
+
+    model: str
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    workloads: dict[int, int] = field(default_factory=dict)
+    brief: bool = True
+    decodes: tuple[int, ...] = ()
+    prefills: tuple[int, ...] = ()
+
+
+CASES = {
+    "tp1": Case(
+        "llama13b",
+        {},
+        {6: 150, 12: 240},
+        brief=False,
+        decodes=(1, 2, 4, 8, 16, 32, 64, 128, 256, 300),
+        prefills=(16, 64, 128, 256, 512, 1024, 2048, 4000, 8000),
+    ),
+    "tp2": Case(
+        "llama13b",
+        {"tp_size": 2},
+        {12: 240, 20: 360},
+        decodes=(1, 8, 32, 128, 256),
+        prefills=(128, 1024, 4000),
+    ),
+    "pp4": Case("llama13b", {"pp_size": 4}, {12: 240, 24: 400}, decodes=(8, 64), prefills=(1024,)),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--engine", choices=sorted(CASES), required=True)
+    parser.add_argument("--gpus", help="CUDA_VISIBLE_DEVICES of this engine, such as 1,2")
+    parser.add_argument("--trace", nargs="*", default=[], metavar="RATE=FILE", help="replay these instead")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of each workload's requests")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="further engine arguments")
+    parser.add_argument("--layers", type=int, help="decoder layers instead of the model's")
+    parser.add_argument("--only", choices=("runs", "host", "scenes"), nargs="*")
+    arguments = parser.parse_args(argv)
+    if arguments.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = arguments.gpus
+    os.environ.update(ENVIRONMENT, REVATI_STEP_LOG="1")
+    case = CASES[arguments.engine]
+    case.engine_args.update(
+        {name: json.loads(value) for name, _, value in (s.partition("=") for s in arguments.set)}
+    )
+    traces = {int(rate): Path(path) for rate, _, path in (t.partition("=") for t in arguments.trace)}
+    Session(arguments, case, traces).run()
+    return 0
+
+
+class Session:
+    """One engine and what is done with it."""
+
+    def __init__(self, arguments: argparse.Namespace, case: Case, traces: dict[int, Path]) -> None:
+        from sglang.srt.entrypoints.engine import Engine
+
+        self.name: str = arguments.engine
+        self.case, self.traces, self.out, self.scale = case, traces, arguments.out, arguments.scale
+        self.parts = arguments.only or ("runs", "host", "scenes")
+        self.rng = random.Random(SEED)
+        changes = {"num_hidden_layers": arguments.layers} if arguments.layers else {}
+        model = write_model(EngineCase(self.name, case.model, changes), self.out / "models")
+        self.config = json.loads((model / "config.json").read_text())
+        begin = now()
+        self.engine = Engine(
+            model_path=str(model),
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            log_level="info",
+            **case.engine_args,
+        )
+        self.start_s = now() - begin
+        self.say(f"started in {self.start_s:.1f} s")
+        self.folder = self.out / "log"  # of the step logs in progress
+        self.outcomes: list[Outcome] = []
+        self.count = 0
+
+    def run(self) -> None:
+        try:
+            self.engine.loop.run_until_complete(self._all())
+        finally:
+            self.engine.shutdown()
+
+    def say(self, text: str) -> None:
+        print(f"[{self.name} {now():.1f}] {text}", flush=True)
+
+    async def _all(self) -> None:
+        await self.segment("warmup", [Request(0.05 * i, 30 * i + 8, 8) for i in range(24)])
+        await self.segment("warmup", [Request(0.0, 64, 32) for _ in range(64)])
+        gc.collect()
+        gc.freeze()
+        if "runs" in self.parts:
+            for rate, count in self.case.workloads.items():
+                await self.measured_run(rate, max(2, int(count * self.scale)))
+        if "host" in self.parts:
+            await self.calibrate()
+        if "scenes" in self.parts:
+            await self.scenes()
+
+    async def flush(self) -> None:
+        await self.engine.tokenizer_manager.flush_cache()
+
+    async def measured_run(self, rate: int, count: int) -> None:
+        """Serve one open-loop workload and write it like the shared measured runs."""
+        workload = (
+            Workload.from_trace(self.traces[rate])
+            if rate in self.traces
+            else Workload.from_poisson(
+                f"sg_r{rate}",
+                request_rate_per_s=rate,
+                num_requests=count,
+                lengths=LognormalLengths(),
+                seed=SEED,
+            )
+        )
+        if rate in self.traces and self.scale == 1.0:
+            count = len(workload)
+        requests = [
+            Request(
+                float(workload.arrival_s[i]), int(workload.prompt_tokens[i]), int(workload.output_tokens[i])
+            )
+            for i in range(count)
+        ]
+        await self.flush()
+        self.outcomes.clear()
+        self.engine.collective_rpc("clear_step_log")
+        name = f"{self.case.model}_{self.name}_sg_r{rate}"
+        start = await self.segment(name, requests)
+        folder = self.out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        table = requests_table(self.outcomes, start)
+        pq.write_table(table, folder / "requests.parquet", compression="zstd")
+        await self.write_steps(folder, start)
+        description = self.describe() | {
+            "case": name,
+            "workload": {
+                "kind": "poisson",
+                "shape": "sg",
+                "request_rate_per_s": rate,
+                "num_requests": count,
+                "seed": None if rate in self.traces else SEED,
+                "replayed": str(self.traces[rate].name) if rate in self.traces else None,
+                "sampling": "temperature 0, ignore_eos, max_new_tokens=output_tokens, random prompts, "
+                "no shared prefix",
+            },
+            "measured": summary(table),
+        }
+        (folder / "run.json").write_text(json.dumps(description, indent=1, default=str))
+        self.say(f"{name}: {json.dumps(description['measured'])}")
+
+    async def calibrate(self) -> None:
+        """Serve the synthetic segments of the host calibration, under the step log."""
+        folder = self.out / f"host_{self.name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        await self.flush()
+        self.outcomes.clear()
+        self.engine.collective_rpc("clear_step_log")
+        spans, first = [], now()
+        for name, requests in segments(self.case.brief):
+            begin = now()
+            await self.segment(name, requests[: max(1, int(len(requests) * self.scale))])
+            spans.append({"segment": name, "begin_s": begin, "end_s": now(), "requests": len(requests)})
+            await self.flush()
+            await asyncio.sleep(0.05)
+        await self.write_steps(folder, 0.0)
+        rows = [asdict(outcome) for outcome in self.outcomes]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "requests.parquet", compression="zstd")
+        (folder / "segments.json").write_text(json.dumps(spans, indent=1))
+        (folder / "run.json").write_text(json.dumps(self.describe(), indent=1, default=str))
+        self.say(f"host segments: {now() - first:.1f} s")
+
+    async def scenes(self) -> None:
+        """Trace lone prefills, and decode batches that a prefill joins at the end."""
+        folder, first = self.out / f"scenes_{self.name}", now()
+        await self.flush()
+        for tokens in self.case.prefills:
+            lone = [Request(0.0, min(tokens, 4000), 2) for _ in range(max(1, tokens // 4000))]
+            self.engine.collective_rpc("start_scene")
+            await self.segment(f"prefill_{tokens}", lone)
+            self.engine.collective_rpc("stop_scene", path=str(folder / f"prefill_{tokens}"))
+            await self.flush()
+        for batch in self.case.decodes:
+            await self.trace_decode(batch, folder / f"decode_{batch}")
+        await asyncio.sleep(1.0)  # later pipeline stages write after the answer
+        convert_scenes(folder)
+        self.say(f"scenes: {now() - first:.1f} s")
+
+    async def trace_decode(self, batch: int, path: Path) -> None:
+        first = len(self.outcomes)
+        requests = [Request(0.0, self.rng.randint(150, 450), 120) for _ in range(batch)]
+        task = asyncio.create_task(self.segment(path.name, requests))
+        while len(self.outcomes) < first + batch or not all(o.token_times_s for o in self.outcomes[first:]):
+            await asyncio.sleep(0.005)
+        self.engine.collective_rpc("start_scene")
+        await asyncio.sleep(0.08)
+        await self.segment(f"{path.name}_mixed", [Request(0.0, 700, 1)])
+        self.engine.collective_rpc("stop_scene", path=str(path))
+        await task
+        await asyncio.sleep(0.05)
+        await self.flush()
+
+    async def write_steps(self, folder: Path, start_s: float) -> None:
+        """Have every rank write its log; rank 0's, from ``start_s`` on, becomes steps.parquet."""
+        self.engine.collective_rpc("write_step_log", folder=str(folder))
+        ranks = int(self.case.engine_args.get("tp_size", 1)) * int(self.case.engine_args.get("pp_size", 1))
+        deadline = now() + 10
+        while len(list(folder.glob("steps_*.parquet"))) < ranks and now() < deadline:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.2)
+        for path in folder.glob("steps_*.parquet"):
+            table = pq.read_table(path)
+            for index, name in enumerate(table.column_names):
+                if name.endswith("_s"):
+                    table = table.set_column(index, name, pc.subtract(table[name], start_s))
+            pq.write_table(table, path, compression="zstd")
+        shutil.copy(folder / "steps_tp0_pp0.parquet", folder / "steps.parquet")
+
+    async def segment(self, name: str, requests: list[Request]) -> float:
+        """Send requests at their arrivals, wait for all outputs; returns the start (monotonic s)."""
+        prompts = [self.prompt(request.prompt_tokens) for request in requests]
+        start = now() + 0.05
+        tasks = []
+        for request, prompt in zip(requests, prompts, strict=True):
+            if (pause := start + request.arrival_s - now()) > 0:
+                await asyncio.sleep(pause)
+            tasks.append(asyncio.create_task(self.one(name, request, prompt, start)))
+        await asyncio.gather(*tasks)
+        return start
+
+    def prompt(self, tokens: int) -> list[int]:
+        return [self.rng.randrange(10, self.config["vocab_size"] - 10) for _ in range(tokens)]
+
+    async def one(self, segment: str, request: Request, prompt: list[int], start: float) -> None:
+        self.count += 1
+        arrival = start + request.arrival_s
+        outcome = Outcome(f"q{self.count}", segment, arrival, now(), len(prompt), request.output_tokens, [])
+        self.outcomes.append(outcome)
+        sampling = {"temperature": 0.0, "ignore_eos": True, "max_new_tokens": request.output_tokens}
+        stream = await self.engine.async_generate(input_ids=prompt, sampling_params=sampling, stream=True)
+        async for output in stream:
+            at, tokens = now(), int(output["meta_info"]["completion_tokens"])
+            outcome.token_times_s.extend([at] * (tokens - len(outcome.token_times_s)))
+        if len(outcome.token_times_s) != request.output_tokens:
+            self.say(f"{segment}: {len(outcome.token_times_s)} tokens instead of {request.output_tokens}")
+
+    def describe(self) -> dict[str, Any]:
+        """Where and with what the engine ran."""
+        import sglang
+        import torch
+
+        settings = self.engine.server_args
+        info = self.engine._scheduler_init_result.scheduler_infos[0]
+        tokens = int(info["max_total_num_tokens"])
+        return {
+            "engine": "sglang",
+            "engine_version": sglang.__version__,
+            "interface": "Engine.async_generate, scheduler in a process of its own",
+            "model": self.case.model,
+            "num_layers": self.config["num_hidden_layers"],
+            "gpu": "h200",
+            "num_gpus": settings.tp_size * settings.pp_size,
+            "tensor_parallel_size": settings.tp_size,
+            "pipeline_parallel_size": settings.pp_size,
+            "engine_args": self.case.engine_args,
+            "resolved": {
+                **{key: value for key, value in info.items() if isinstance(value, int | float | str)},
+                "kv_cache_size_tokens": tokens,
+                "block_size": settings.page_size,
+                "num_gpu_blocks": tokens // settings.page_size,
+                **{
+                    name: getattr(settings, name)
+                    for name in (
+                        "mem_fraction_static",
+                        "chunked_prefill_size",
+                        "max_prefill_tokens",
+                        "schedule_policy",
+                        "schedule_conservativeness",
+                        "attention_backend",
+                        "sampling_backend",
+                        "disable_overlap_schedule",
+                        "disable_radix_cache",
+                        "enable_mixed_chunk",
+                        "disable_custom_all_reduce",
+                        "pp_max_micro_batch_size",
+                    )
+                },
+                "cuda_graph_config": str(getattr(settings, "cuda_graph_config", None)),
+            },
+            "environment": {
+                **{
+                    name: value for name, value in os.environ.items() if name.startswith(("SGLANG_", "NCCL_"))
+                },
+                "flashinfer": "not installed (norms: sgl_kernel)",
+                "host": f"{cpu_name()}, {os.cpu_count()} vCPUs",
+                "gpus": gpu_query("name,driver_version,memory.total,memory.used,memory.reserved"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            "recorded_at": time.strftime("%Y-%m-%d", time.gmtime()),
+            "engine_start_s": self.start_s,
+        }
+
+
+def requests_table(outcomes: list[Outcome], start_s: float) -> pa.Table:
+    """A row a request, in seconds from the run's start; `token_times_us` from the request's arrival."""
+    first = np.array([o.token_times_s[0] for o in outcomes])
+    last = np.array([o.token_times_s[-1] for o in outcomes])
+    arrival = np.array([o.arrival_s for o in outcomes])
+    return pa.table(
+        {
+            "arrival_s": arrival - start_s,
+            "submitted_s": np.array([o.submitted_s for o in outcomes]) - start_s,
+            "prompt_tokens": [o.prompt_tokens for o in outcomes],
+            "output_tokens": [o.output_tokens for o in outcomes],
+            "ttft_s": first - arrival,
+            "e2e_s": last - arrival,
+            "tpot_s": (last - first) / np.maximum(1, np.array([len(o.token_times_s) for o in outcomes]) - 1),
+            "token_times_us": [
+                np.round((np.array(o.token_times_s) - o.arrival_s) * 1e6).astype(np.int32) for o in outcomes
+            ],
+        }
+    )
+
+
+def summary(table: pa.Table) -> dict[str, float]:
+    """Throughput and percentiles of the latencies of a run."""
+    columns = {name: table[name].to_numpy() for name in ("arrival_s", "ttft_s", "tpot_s", "e2e_s")}
+    duration_s = float((columns["arrival_s"] + columns["e2e_s"]).max())
+    result = {
+        "duration_s": duration_s,
+        "output_throughput_tok_per_s": float(table["output_tokens"].to_numpy().sum()) / duration_s,
+        "request_throughput_req_per_s": len(table) / duration_s,
+    }
+    for name in ("ttft", "tpot", "e2e"):
+        values = columns[f"{name}_s"] * 1e3
+        result[f"{name}_ms_mean"] = float(values.mean())
+        for percent in (50, 90, 99):
+            result[f"{name}_ms_p{percent}"] = float(np.percentile(values, percent))
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+"""What a kernel draws while it runs, and how much its time follows the clock."""
+
+from __future__ import annotations
+
+from revati.interception.gpu import GpuDescription
+from revati.timing.estimate import Estimate
+
+
+def demand(gpu: GpuDescription, estimate: Estimate) -> tuple[float, float]:
+    """(power in W at full clock, relative growth of the duration per relative growth of the clock period)."""
+    model = gpu.power
+    if model is None:
+        return 0.0, 0.0
+    if not estimate.flops or not estimate.duration_us:
+        return model.other_w, 0.0
+    flops_share = min(1.0, estimate.flops / (estimate.duration_us * gpu.bf16_tflops * 1e6))
+    bytes_share = min(1.0, estimate.nbytes / (estimate.duration_us * gpu.memory_bandwidth_gb_s * 1e3))
+    if estimate.kind == "gemm":
+        return model.gemm(flops_share, bytes_share)
+    return model.attention(flops_share, bytes_share)

@@ -1,0 +1,100 @@
+"""Which launches a run made, how long they took, and how well their durations are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from revati.timing.estimate import PROVENANCES, Estimate
+
+UNSEEN = ("extrapolated", "roofline")  # nobody measured this launch or its neighbours
+
+
+class LaunchLog:
+    """Numbers the distinct launches that were priced; the native core counts by these numbers."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[str, str, Estimate]] = []
+        self._attention: dict[tuple[str, str, float], int] = {}
+
+    def add(self, name: str, shape: str, estimate: Estimate) -> int:
+        """``shape`` tells launches of one name apart: grid and block, or a product's sizes."""
+        self.launches.append((name, shape, estimate))
+        return len(self.launches) - 1
+
+    def add_attention(self, name: str, estimate: Estimate) -> int:
+        """A kernel whose duration each batch changes has one number for each quality of the answer."""
+        key = (name, estimate.provenance, estimate.rel_std)
+        if key not in self._attention:
+            self._attention[key] = self.add(name, "by batch", estimate)
+        return self._attention[key]
+
+    def usage(self, busy_ns: Sequence[int], launches: Sequence[int]) -> Usage:
+        """``busy_ns`` and ``launches`` by number."""
+        return Usage(
+            [
+                UsedLaunch(name, shape, estimate, count, ns / 1e3)
+                for (name, shape, estimate), ns, count in zip(self.launches, busy_ns, launches, strict=True)
+                if count
+            ]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class UsedLaunch:
+    """One distinct launch: how often it was made and how long all of them took."""
+
+    name: str
+    shape: str
+    estimate: Estimate
+    launches: int
+    gpu_time_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The distinct launches of a run."""
+
+    used: list[UsedLaunch]
+
+    def shares(self) -> dict[str, float]:
+        """Fraction of GPU time by provenance; all zero before anything ran."""
+        times = dict.fromkeys(PROVENANCES, 0.0)
+        for one in self.used:
+            times[one.estimate.provenance] += one.gpu_time_us
+        total = sum(times.values())
+        return {name: (us / total if total else 0.0) for name, us in times.items()}
+
+    def rel_std(self) -> float:
+        """Expected relative error of the GPU time, as if all launches were off in the same direction."""
+        total = sum(one.gpu_time_us for one in self.used)
+        if not total:
+            return 0.0
+        return sum(one.estimate.rel_std * one.gpu_time_us for one in self.used) / total
+
+    def unseen(self) -> int:
+        """How many distinct launches nobody measured, nor their neighbours."""
+        return sum(one.estimate.provenance in UNSEEN for one in self.used)
+
+    def columns(self) -> dict[str, float]:
+        """What a trial's row says of its timings."""
+        shares = {f"gpu_time_share_{name}": share for name, share in self.shares().items()}
+        return {**shares, "gpu_time_rel_std": self.rel_std(), "unseen_kernels": self.unseen()}
+
+    def table(self) -> pa.Table:
+        """A row a distinct launch, those that take most GPU time first."""
+        ordered = sorted(self.used, key=lambda one: -one.gpu_time_us)
+        return pa.table(
+            {
+                "name": pa.array([one.name for one in ordered], pa.string()),
+                "kind": pa.array([one.estimate.kind for one in ordered], pa.string()),
+                "shape": pa.array([one.shape for one in ordered], pa.string()),
+                "launches": pa.array([one.launches for one in ordered], pa.int64()),
+                "gpu_time_us": pa.array([one.gpu_time_us for one in ordered], pa.float64()),
+                "duration_us": pa.array([one.gpu_time_us / one.launches for one in ordered], pa.float64()),
+                "provenance": pa.array([one.estimate.provenance for one in ordered], pa.string()),
+                "rel_std": pa.array([one.estimate.rel_std for one in ordered], pa.float64()),
+            }
+        )

@@ -1,0 +1,95 @@
+"""Compare emulated with measured runs.
+
+    python -m revati.validate [DIR ...] [runs=GLOB] [host=NAME] [mode=table|measured|free] [jobs=N]
+                              [out=FOLDER] [emulate=1|0] [steps=0|1] [baselines=FOLDER]
+
+A DIR (default: validation/runs of the project) holds one folder a measured run: run.json (engine, settings)
+and requests.parquet (a row a request); NAME_rep2, NAME_rep3, … repeat NAME. Recorded arrivals and lengths are
+replayed through an emulated deployment with the recorded settings. A manifest.yaml in it may name runs that
+were looked at during development, and the host table of the machines.
+
+FOLDER (default: outputs/validation) gets SUMMARY.md, validation.csv (a row a case, metric and predictor),
+emulated/<case>/ (requests.parquet, run.json) and trials/ (logs and timelines of the emulation).
+
+    runs       which of the runs, by name (default: *)
+    host       the host table of conf/host (default: h200_xeon_contended, the machines of the shared runs)
+    mode       where host time comes from (default: table)
+    jobs       emulations at a time (default: 1)
+    emulate    0: only compare with what FOLDER/emulated already holds
+    steps      1: also write STEPS.md, engine steps of emulation and measurement compared by kind
+    baselines  folder of *.csv with predictions by others (default: validation/predictions of the project)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from revati.spec import DeploymentSpec
+from revati.validate.errors import write_errors
+from revati.validate.options import Options
+from revati.validate.predictions import EMULATED, Emulate, Prediction, emulate_all, read_csv, stored
+from revati.validate.runs import Case, ValidationError, read_cases
+from revati.validate.steps_page import write_steps
+from revati.validate.summary import summary
+from revati.workload import Workload
+
+
+def validate(options: Options, cases: Sequence[Case], emulate: Emulate | None) -> Mapping[str, Prediction]:
+    """Emulate the cases unless `emulate` is None, compare, write all files; return the emulations."""
+    if emulate is None:
+        emulated = stored(cases, options.out)
+    else:
+        emulated = emulate_all(
+            cases,
+            emulate,
+            options.host,
+            options.out,
+            jobs=options.jobs,
+            report=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    predictions = {EMULATED: emulated}
+    if options.baselines and options.baselines.is_dir():
+        predictions |= {path.stem: read_csv(path) for path in sorted(options.baselines.glob("*.csv"))}
+    write_errors(cases, predictions, options.out / "validation.csv")
+    (options.out / "SUMMARY.md").write_text(summary(cases, predictions))
+    if options.steps:
+        write_steps(cases, options.out / "trials", options.out / "STEPS.md")
+    return emulated
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns 0, 1 if no run could be emulated, 2 for wrong arguments."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    try:
+        options = Options.parse(arguments)
+        cases = read_cases(options.folders, options.runs)
+        emulated = _emulated(options, cases)
+    except ValidationError as error:
+        print(f"revati.validate: {error}", file=sys.stderr)
+        return 2
+    print((options.out / "SUMMARY.md").read_text())
+    print(f"All metrics: {options.out / 'validation.csv'}")
+    return 0 if any(not prediction.skipped for prediction in emulated.values()) else 1
+
+
+def _emulated(options: Options, cases: Sequence[Case]) -> Mapping[str, Prediction]:
+    if not options.emulate:
+        return validate(options, cases, None)
+    from revati.deployment.runner import TemplateClient, TemplateServer
+
+    with TemplateServer(options.out / "logs") as server:
+
+        def emulate(spec: DeploymentSpec, workload: Workload, folder: Path) -> Any:
+            return TemplateClient(server.socket_path).run(spec, workload, folder)
+
+        return validate(options, cases, emulate)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

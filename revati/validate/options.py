@@ -1,0 +1,80 @@
+"""The command line of `python -m revati.validate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from revati import paths
+from revati.spec import HOST_MODES, HostMode, HostSpec
+from revati.validate.runs import ValidationError
+from revati.virtual_time.host_table import known_tables
+
+DEFAULT_HOST = "h200_xeon_contended"
+ACCEPTED = ("runs", "host", "mode", "jobs", "out", "emulate", "steps", "baselines")
+
+
+def validation_dir() -> Path:
+    """The project's own measured runs and what is predicted for them."""
+    return paths.home() / "validation"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line, checked."""
+
+    folders: tuple[Path, ...]
+    runs: str = "*"
+    host: HostSpec = field(default_factory=lambda: HostSpec(DEFAULT_HOST))
+    jobs: int = 1
+    out: Path = Path("outputs/validation")
+    emulate: bool = True
+    steps: bool = False
+    baselines: Path | None = None
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Options:
+        """Parse the arguments after the command.
+
+        Raises:
+            ValidationError: an unknown key, or a value that isn't accepted.
+        """
+        given: dict[str, str] = {}
+        folders = []
+        for argument in arguments:
+            key, equals, value = argument.partition("=")
+            if not equals:
+                folders.append(Path(argument))
+            elif key not in ACCEPTED:
+                raise ValidationError(f"unknown option {key!r}; accepted: {', '.join(ACCEPTED)}")
+            else:
+                given[key] = value
+        host, mode = given.get("host", DEFAULT_HOST), given.get("mode", "table")
+        if mode not in HOST_MODES:
+            raise ValidationError(f"mode={mode}: accepted: {', '.join(HOST_MODES)}")
+        if host not in known_tables():
+            raise ValidationError(f"host={host}: accepted: {', '.join(known_tables())}")
+        jobs = given.get("jobs", "1")
+        if not jobs.isdecimal() or int(jobs) < 1:
+            raise ValidationError(f"jobs={jobs}: accepted: an integer >= 1")
+        baselines = given.get("baselines", "")
+        if baselines and not Path(baselines).is_dir():
+            raise ValidationError(f"baselines={baselines}: no such folder")
+        return cls(
+            tuple(folders) or (validation_dir() / "runs",),
+            given.get("runs", "*"),
+            HostSpec(host, cast(HostMode, mode)),
+            int(jobs),
+            Path(given.get("out", "outputs/validation")),
+            _flag("emulate", given.get("emulate", "1")),
+            _flag("steps", given.get("steps", "0")),
+            Path(baselines) if baselines else validation_dir() / "predictions",
+        )
+
+
+def _flag(name: str, value: str) -> bool:
+    if value not in ("0", "1"):
+        raise ValidationError(f"{name}={value}: accepted: 0, 1")
+    return value == "1"

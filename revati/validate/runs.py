@@ -1,0 +1,223 @@
+"""Measured runs: one folder a run, the repeats of a run together one case."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import yaml
+
+from revati import paths
+from revati.deployment.metrics import summarize
+from revati.spec import DeploymentSpec, HostSpec, ModelShape
+from revati.validate.metrics import KV_METRIC, is_tail
+from revati.workload import Workload
+
+MANIFEST = "manifest.yaml"
+# Recorded by a run under its resolved settings, because the defaults depend on how the engine was started.
+RESOLVED_SETTINGS = ("max_num_seqs", "max_num_batched_tokens")
+
+
+class ValidationError(ValueError):
+    """A wrong argument or folder; the message names what is accepted."""
+
+
+class Unsupported(Exception):
+    """A measured run that cannot be emulated yet; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRun:
+    """A measured run: its description, its metrics, the requests to replay."""
+
+    name: str
+    folder: Path
+    description: Mapping[str, Any]
+    metrics: Mapping[str, float]  # NaN where the run says nothing of a metric
+
+    @property
+    def case(self) -> str:
+        """The run that this one repeats (itself if it repeats none)."""
+        return re.sub(r"_rep\d+$", "", self.name)
+
+    @property
+    def workload(self) -> Workload:
+        return Workload.from_trace(self.folder / "requests.parquet", self.name)
+
+    @classmethod
+    def read(cls, folder: Path) -> MeasuredRun:
+        """Read run.json and requests.parquet of a folder."""
+        description = json.loads((folder / "run.json").read_text())
+        metrics = summarize(pq.read_table(folder / "requests.parquet"), int(description["num_gpus"]))
+        if description.get("frontend_stall"):  # the load generator paused: tails are its own
+            metrics |= {name: math.nan for name in metrics if is_tail(name)}
+        metrics[KV_METRIC] = float(description["resolved"]["num_gpu_blocks"])
+        return cls(folder.name, folder, description, metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A deployment under one workload, measured once or more often.
+
+    `dev`: somebody looked at these runs while working on the emulation.
+    """
+
+    name: str
+    runs: Sequence[MeasuredRun]
+    dev: bool = False
+    host: str | None = None  # the host table of the machine that it was measured on
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        return self.runs[0].description
+
+    @property
+    def num_gpus(self) -> int:
+        return int(self.description["num_gpus"])
+
+    @property
+    def workload(self) -> Workload:
+        return self.runs[0].workload
+
+    def values(self, metric: str) -> list[float]:
+        """What the repeats say of a metric, without those that say nothing."""
+        return [v for run in self.runs if not math.isnan(v := run.metrics[metric])]
+
+    def measured(self, metric: str) -> float:
+        """Median of the repeats; NaN without any."""
+        values = self.values(metric)
+        return median(values) if values else math.nan
+
+    def noise_pct(self, metric: str) -> float:
+        """Error of one more real run: each repeat against the median of the others, mean of absolutes.
+
+        NaN without repeats.
+        """
+        values = self.values(metric)
+        if len(values) < 2:
+            return math.nan
+        others = [median(values[:i] + values[i + 1 :]) for i in range(len(values))]
+        errors = [abs(value / other - 1) for value, other in zip(values, others, strict=True)]
+        return 100 * sum(errors) / len(errors)
+
+    def spec(self, host: HostSpec) -> DeploymentSpec:
+        """The deployment that was measured.
+
+        Raises:
+            Unsupported: settings that the emulation doesn't cover yet, or a model of unknown shape.
+        """
+        content = self.description
+        if content["engine"] != "vllm":
+            raise Unsupported(f"engine {content['engine']}: only vllm is emulated so far")
+        arguments = {
+            name: value
+            for name, value in content["engine_args"].items()
+            if name not in ("tensor_parallel_size", "pipeline_parallel_size")
+        }
+        for name in RESOLVED_SETTINGS:
+            arguments.setdefault(name, content["resolved"][name])
+        return DeploymentSpec(
+            engine=content["engine"],
+            model=model_shape(content["model"]),
+            gpu=content["gpu"],
+            host=HostSpec(self.host, host.mode) if self.host else host,
+            tensor_parallel_size=content["tensor_parallel_size"],
+            pipeline_parallel_size=content["pipeline_parallel_size"],
+            engine_args=arguments,
+        )
+
+    def requests_digest(self) -> str:
+        """Equal for cases that serve the same requests."""
+        return _digest(self.workload)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a folder's manifest.yaml says of its runs: patterns of case names.
+
+    `dev` lists those that were looked at, `host` maps patterns to host tables (the first that fits).
+    """
+
+    dev: Sequence[str] = ()
+    host: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        path = folder / MANIFEST
+        if not path.is_file():
+            return cls()
+        content = yaml.safe_load(path.read_text()) or {}
+        if unknown := set(content) - {"dev", "host"}:
+            raise ValidationError(f"{path}: unknown {', '.join(sorted(unknown))}; accepted: dev, host")
+        return cls(content.get("dev") or (), content.get("host") or {})
+
+    def is_dev(self, case: str) -> bool:
+        return any(fnmatch.fnmatch(case, pattern) for pattern in self.dev)
+
+    def host_of(self, case: str) -> str | None:
+        return next((host for pattern, host in self.host.items() if fnmatch.fnmatch(case, pattern)), None)
+
+
+def read_cases(folders: Sequence[Path], pattern: str = "*") -> list[Case]:
+    """Read the measured runs of some folders whose names match a pattern.
+
+    Raises:
+        ValidationError: there is no such folder, no run matches, or repeats differ in their requests.
+    """
+    names: list[str] = []
+    grouped: dict[str, list[MeasuredRun]] = {}
+    manifests: dict[Path, Manifest] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValidationError(f"{folder} is no folder; give one with a folder a measured run")
+        manifests[folder] = Manifest.read(folder)
+        found = sorted(path.parent for path in folder.glob("*/run.json"))
+        names += [path.name for path in found]
+        for path in found:
+            if fnmatch.fnmatch(path.name, pattern):
+                run = MeasuredRun.read(path)
+                grouped.setdefault(run.case, []).append(run)
+    if not grouped:
+        where = ", ".join(map(str, folders))
+        raise ValidationError(f"runs={pattern} matches none of {where}: {', '.join(names) or 'no run.json'}")
+    cases = []
+    for name, runs in sorted(grouped.items()):
+        if len({_digest(run.workload) for run in runs}) > 1:
+            raise ValidationError(
+                f"{name}: its repeats serve different requests; give them names of their own"
+            )
+        manifest = manifests[runs[0].folder.parent]
+        cases.append(Case(name, runs, manifest.is_dev(name), manifest.host_of(name)))
+    return cases
+
+
+def model_shape(name: str) -> ModelShape:
+    """The model of conf/model whose name is the run's, punctuation aside.
+
+    Raises:
+        Unsupported: there is none.
+    """
+    known = {path.stem: path for path in sorted((paths.conf_dir() / "model").glob("*.yaml"))}
+    key = re.sub(r"[^a-z0-9]", "", name.lower())
+    for stem, path in known.items():
+        if re.sub(r"[^a-z0-9]", "", stem.lower()) == key:
+            return ModelShape(stem, yaml.safe_load(path.read_text())["hf_config"])
+    raise Unsupported(f"model {name}: no such shape in conf/model; known: {', '.join(known)}")
+
+
+def _digest(workload: Workload) -> str:
+    content = hashlib.sha256()
+    arrival_us = np.rint(1e6 * workload.arrival_s).astype(np.int64)  # recorded on clocks of different origin
+    for column in (arrival_us, workload.prompt_tokens, workload.output_tokens):
+        content.update(column.tobytes())
+    return content.hexdigest()[:16]

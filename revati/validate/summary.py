@@ -1,0 +1,185 @@
+"""SUMMARY.md: each metric in a column of its own, the noise of repeats beside the errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from revati.validate.errors import chance_inside, error_pct, is_inside, summed_up
+from revati.validate.markdown import number, table
+from revati.validate.metrics import COLUMNS, Column
+from revati.validate.predictions import EMULATED, Prediction, Predictions
+from revati.validate.ranking import Ranking, rankings
+from revati.validate.runs import Case
+
+INTRODUCTION = """\
+# Emulated against measured runs
+
+Real vLLM on real GPUs (dummy weights, greedy, lengths as planned, no HTTP) against its emulation, both
+serving the same requests. `python -m revati.validate out=validation` recomputes this page and the emulated
+runs; with `emulate=0` only this page, from the runs stored beside it.
+
+An error is (predicted − measured) / measured in percent; measured is the median of a case's repeats. *Noise*
+is the error that one more real run would have: each repeat against the median of the others. It exists only
+for cases that were repeated."""
+
+
+def summary(cases: Sequence[Case], predictions: Predictions) -> str:
+    """The whole page.
+
+    Args:
+        predictions: of the emulation (`EMULATED`) and of baselines, by case.
+    """
+    emulated = predictions[EMULATED]
+    settings = sorted({prediction.setting for prediction in emulated.values()} - {""})
+    parts = [INTRODUCTION, f"Emulation: {'; '.join(settings)}."] if settings else [INTRODUCTION]
+    parts += ["## All cases", _totals(cases, predictions), _spread(cases, emulated)]
+    done = [case for case in cases if not emulated[case.name].skipped]
+    parts += ["## Errors of the emulation by case", CASE_NOTE, _by_case(done, emulated)]
+    skipped = [f"- {case.name}: {emulated[case.name].skipped}" for case in cases if case not in done]
+    if skipped:
+        parts += ["Not emulated:", "\n".join(skipped)]
+    ranked = {predictor: rankings(cases, by_case) for predictor, by_case in predictions.items()}
+    if ranked[EMULATED]:
+        parts += ["## Ranking", RANKING_NOTE, _ranking_totals(ranked), _rankings(ranked[EMULATED])]
+    for predictor, by_case in predictions.items():
+        if predictor != EMULATED:
+            known = [case for case in cases if case.name in by_case and not by_case[case.name].skipped]
+            parts += [f"## Errors of {predictor} by case", _by_case(known, by_case)]
+            failed = {name: p.skipped for name, p in by_case.items() if p.skipped}
+            parts += ["\n".join(f"- {name}: {reason}" for name, reason in failed.items())] if failed else []
+    return "\n\n".join(parts) + "\n"
+
+
+CASE_NOTE = (
+    "Error in percent, ± the noise of the case's repeats; *dev*: somebody looked at these runs before."
+)
+RANKING_NOTE = """\
+Configurations of one model that served the same requests, ranked by each metric (throughput: by GPU). A pair
+is decided when its measured difference exceeds the noise. Regret: how much worse the configuration picked by
+emulation is than the best one measured."""
+
+
+def _totals(cases: Sequence[Case], predictions: Predictions) -> str:
+    emulated = predictions[EMULATED]
+    repeated = [case for case in cases if len(case.runs) > 1 and not emulated[case.name].skipped]
+    dev = [case for case in cases if case.dev]
+    held_out = [case for case in cases if not case.dev]
+
+    def means(title: str, chosen: Sequence[Case], by_case: Mapping[str, Prediction]) -> list[str]:
+        sums = [summed_up(chosen, by_case, column.metric) for column in COLUMNS]
+        count = max((s.count for s in sums), default=0)
+        return [f"{title} ({count} cases)", *(number(s.mean_abs_pct) for s in sums)]
+
+    rows = [["required mean, worst"] + [_limits(column) for column in COLUMNS]]
+    rows.append(means("**emulation: mean of absolute errors**", cases, emulated))
+    sums = [summed_up(cases, emulated, column.metric) for column in COLUMNS]
+    rows.append(["mean error (bias)", *(number(s.bias_pct, sign=True) for s in sums)])
+    rows.append(["worst error", *(number(s.worst_pct, sign=True) for s in sums)])
+    if dev and held_out:
+        rows.append(means("held-out cases", held_out, emulated))
+        rows.append(means("dev cases", dev, emulated))
+    if repeated:
+        rows.append(means("repeated cases", repeated, emulated))
+        noise = [[case.noise_pct(column.metric) for case in repeated] for column in COLUMNS]
+        rows.append(["noise of repeats, same cases", *(number(_mean(values)) for values in noise)])
+        judged = [_judged(repeated, emulated, column.metric) for column in COLUMNS]
+        inside = [
+            f"{sum(inside for inside, _ in cases)} of {len(cases)}" if cases else "–" for cases in judged
+        ]
+        expected = [f"{sum(chance for _, chance in cases):.1f}" if cases else "–" for cases in judged]
+        rows.append(["inside the repeats' spread", *inside])
+        rows.append(["one more real run: inside", *expected])
+    rows += [
+        means(predictor, cases, by_case)
+        for predictor, by_case in predictions.items()
+        if predictor != EMULATED
+    ]
+    return table(["error %", *(column.title for column in COLUMNS)], rows)
+
+
+def _by_case(cases: Sequence[Case], predictions: Mapping[str, Prediction]) -> str:
+    rows = []
+    for case in cases:
+        cells = [case.name + (" *dev*" if case.dev else "")]
+        if any(run.description.get("frontend_stall") for run in case.runs):
+            cells[0] += " (client paused)"
+        for column in COLUMNS:
+            error = error_pct(case, predictions[case.name], column.metric)
+            noise = case.noise_pct(column.metric)
+            floor = "" if math.isnan(noise) or math.isnan(error) else f" ±{noise:.1f}"
+            cells.append(number(error, sign=True) + floor)
+        rows.append([*cells, str(len(case.runs))])
+    return table(["case", *(column.title for column in COLUMNS), "repeats"], rows)
+
+
+def _ranking_totals(ranked: Mapping[str, Sequence[Sequence[Ranking]]]) -> str:
+    rows = []
+    for predictor, groups in ranked.items():
+        if all_of_it := [ranking for group in groups for ranking in group]:
+            taus = [ranking.tau for ranking in all_of_it]
+            concordant, decided = (
+                sum(getattr(r, name) for r in all_of_it) for name in ("concordant", "decided")
+            )
+            worst = max(ranking.regret_pct for ranking in all_of_it)
+            regret = _mean([ranking.regret_pct for ranking in all_of_it])
+            cells = (number(_mean(taus), 2), f"{concordant} of {decided}", number(regret), number(worst))
+            rows.append([predictor, str(len(all_of_it)), *cells])
+    header = ["predictor", "rankings", "mean τ", "decided pairs right", "mean regret %", "worst regret %"]
+    return table(header, rows)
+
+
+def _rankings(ranked: Sequence[Sequence[Ranking]]) -> str:
+    titles = {column.metric: column.title for column in COLUMNS}
+    rows = [
+        [
+            ", ".join(ranking.cases),
+            titles[ranking.metric],
+            number(ranking.tau, 2),
+            f"{ranking.concordant} of {ranking.decided}",
+            ranking.picked,
+            number(ranking.regret_pct),
+        ]
+        for group in ranked
+        for ranking in group
+    ]
+    header = [
+        "configurations",
+        "metric",
+        "Kendall's τ",
+        "decided pairs right",
+        "picked by emulation",
+        "regret %",
+    ]
+    return table(header, rows)
+
+
+def _spread(cases: Sequence[Case], predictions: Mapping[str, Prediction]) -> str:
+    """How often the emulation lies among the repeats, over all columns in which these differ."""
+    judged = [found for column in COLUMNS for found in _judged(cases, predictions, column.metric)]
+    if not judged:
+        return "No case was repeated, so the noise is unknown."
+    share = 100 * _mean([float(inside) for inside, _ in judged])
+    expected = 100 * _mean([chance for _, chance in judged])
+    return (
+        f"Of {len(judged)} metrics that differ between repeats, {share:.0f} % lie between the lowest and the "
+        f"highest repeat; of one more real run, {expected:.0f} % would."
+    )
+
+
+def _judged(
+    cases: Sequence[Case], predictions: Mapping[str, Prediction], metric: str
+) -> list[tuple[bool, float]]:
+    """Whether predictions lie among the repeats, and how probable that is for one more real run."""
+    judged = ((case, is_inside(case, predictions[case.name], metric)) for case in cases)
+    return [(inside, chance_inside(case, metric)) for case, inside in judged if inside is not None]
+
+
+def _limits(column: Column) -> str:
+    worst = f", {column.worst_limit_pct:g}" if column.worst_limit_pct else ""
+    return f"≤ {column.mean_limit_pct:g}{worst}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

@@ -1,0 +1,127 @@
+"""What is measured first, where a curve is measured next, and what a second look says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from revati import paths
+from revati.profile.__main__ import main
+from revati.profile.check import Drift, attention_sample, check, drift, gemm_sample
+from revati.profile.options import Options
+from revati.profile.plan import GAIN, Known, Unit, ordered, show, units_of, within
+from revati.profile.shapes import COARSE_TOKENS, GEMM_TOKENS
+from revati.timing import db
+from revati.timing.curve import Curve
+from revati.timing.gemm import FULL_CLOCK_TOKENS, along_tokens
+
+EVERYTHING = Options("h200", families=("gap", "copy", "gemm", "attention", "kv_write"))
+
+
+def unit(family: str, name: str, weight: float = 1.0) -> Unit:
+    return Unit(family, name, list, weight)
+
+
+def test_what_takes_away_most_error_for_its_time_comes_first() -> None:
+    rare, common = unit("gemm", "rare", 0.1), unit("gemm", "common")
+    assert ordered([rare, unit("kv_write", "x"), common])[0] is common
+    planned = units_of(EVERYTHING, Known())
+    names = [one.name for one in planned if one.family == "gemm"]
+    assert names[0] == "llama7b_tp1"
+    assert names.index("llama13b_tp1") < names.index("llama13b_tp8")
+    passes = [one.family for one in planned if one.family.startswith("gemm") and one.name == "qwen3_8b_tp1"]
+    assert passes == ["gemm", "gemm_between"]
+
+
+def test_a_budget_is_kept_and_a_long_unit_lets_shorter_ones_pass() -> None:
+    units = [unit("gemm", "a"), unit("attention", "long"), unit("copy", "short")]
+    chosen, rest = within(units, 13.0)
+    assert [one.name for one in chosen] == ["a", "short"]
+    assert [one.name for one in rest] == ["long"]
+    assert "beyond the budget" in show(chosen, rest)
+    assert "attention.long" in show(chosen, rest)
+
+
+def test_what_the_database_has_is_not_planned_again() -> None:
+    assert units_of(EVERYTHING, Known.of(db.read(paths.kernel_db_dir(), "h200"))) == []
+    shapes = ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008), (32000, 4096))
+    first_pass = Known(tokens={shape: frozenset(COARSE_TOKENS) for shape in shapes})
+    units = {(one.family, one.name) for one in units_of(EVERYTHING, first_pass)}
+    assert ("gemm", "llama7b_tp1") not in units
+    assert {("gemm_between", "llama7b_tp1"), ("gemm", "llama31_8b_tp1"), ("attention", "q32_kv32")} <= units
+
+
+def test_the_plan_is_shown_without_a_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["gpu=new", f"out={tmp_path}", "plan=yes", "budget_minutes=1", "families=gemm"]) == 0
+    shown = capsys.readouterr().out
+    assert "plan: 15 units in about 60 s" in shown
+    assert "beyond the budget" in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_first_pass_leaves_a_small_error_between_its_tokens() -> None:
+    """On the H200's own curves, interpolated at the tokens of the second pass."""
+    curves: dict[tuple[int, int], dict[int, float]] = {}
+    for row in db.rows(db.read(paths.kernel_db_dir(), "h200"), ["m", "n", "k", "median_us"], kind="gemm"):
+        curves.setdefault((row["n"], row["k"]), {})[row["m"]] = row["median_us"]
+    missed = total = 0.0
+    for own in curves.values():
+        if not set(GEMM_TOKENS) <= set(own):
+            continue
+        coarse = Curve.from_points([(m, own[m]) for m in COARSE_TOKENS])
+        for m in (m for m in GEMM_TOKENS if m not in COARSE_TOKENS and m <= FULL_CLOCK_TOKENS):
+            missed += abs(along_tokens(coarse, m).duration_us - own[m])
+            total += own[m]
+    without, remaining = GAIN["gemm"][1:]
+    assert total > 0
+    assert missed / total < 2 * remaining < without
+    assert len(COARSE_TOKENS) < len(GEMM_TOKENS) / 2
+
+
+def test_drift_compares_equal_keys() -> None:
+    found = drift("gemm", {1: 10.0, 2: 20.0, 3: 5.0}, [(1, 11.0), (2, 22.0), (9, 1.0)])
+    assert (found.points, found.median) == (2, pytest.approx(0.1))
+    assert not found.ok
+    assert "measure it again" in str(found)
+    assert Drift("gemm", 3, -0.01, 0.2).ok
+    with pytest.raises(ValueError, match="nothing measured again"):
+        drift("gemm", {1: 1.0}, [(2, 1.0)])
+
+
+def test_a_sample_spans_small_and_large() -> None:
+    measured = db.read(paths.kernel_db_dir(), "h200")
+    gemms = gemm_sample(measured, seed=1)
+    assert len(gemms) == 6
+    for tokens in gemms.values():
+        assert len(set(tokens)) == 5
+        assert min(tokens) <= 256
+        assert max(tokens) >= 256
+    assert gemms == gemm_sample(measured, seed=1)
+    assert gemms != gemm_sample(measured, seed=2)
+    for rows in attention_sample(measured, seed=1).values():
+        assert rows[-1]["median_us"] > 5 * rows[0]["median_us"]
+
+
+def test_the_check_measures_what_it_sampled() -> None:
+    measured = db.read(paths.kernel_db_dir(), "h200")
+    gemms: dict[tuple[int, int, int], float] = {}
+    for row in db.rows(measured, ["m", "n", "k", "median_us"], kind="gemm"):
+        gemms[row["m"], row["n"], row["k"]] = row["median_us"]
+
+    def slower_gemms(shapes: list[tuple[int, int]], tokens: list[int]) -> list[dict[str, Any]]:
+        return [
+            {"m": m, "n": n, "k": k, "median_us": 1.1 * gemms[m, n, k]} for n, k in shapes for m in tokens
+        ]
+
+    def same_attention(q: int, kv: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row | {"kind": "attention"} for row in rows]
+
+    found = {one.family: one for one in check(measured, ("gemm", "attention"), slower_gemms, same_attention)}
+    assert found["gemm"].points == 30
+    assert found["gemm"].median == pytest.approx(0.1, abs=0.03)
+    assert not found["gemm"].ok
+    assert found["attention"].points == 24
+    assert (found["attention"].median, found["attention"].p90_abs) == (0.0, 0.0)
+    assert check(measured, ("copy",), slower_gemms, same_attention) == []

@@ -1,0 +1,233 @@
+"""Measuring real runs, as far as no GPU is needed: cases, engines on GPUs, tables."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from revati.compact import write_compact
+from revati.deployment.metrics import summarize
+from revati.engines.vllm.step_log import COUNT_COLUMNS, TIME_COLUMNS
+from revati.profile.host_client import Client, Outcome, now
+from revati.profile.truth import __main__ as command
+from revati.profile.truth.cases import CaseError, Cases, EngineRuns, Load
+from revati.profile.truth.pack import pack
+from revati.profile.truth.run import from_start, longest_pause, requests_table, write_description
+
+CASES = Path(__file__).parents[2] / "validation" / "cases"
+SPIKE = Load("spike", "spike", {"kind": "sharegpt"}, request_rate_per_s=10, seconds=20, spike_requests=150)
+
+
+@pytest.mark.parametrize("path", sorted(CASES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_projects_own_cases_can_be_read(path: Path) -> None:
+    cases = Cases.read(path)
+    names = [
+        engine.run_name(workload, repeat)
+        for engine in cases.engines.values()
+        for workload in engine.workloads
+        for repeat in range(engine.repeats)
+    ]
+    assert len(set(names)) == len(names)
+    assert all(engine.repeats >= 3 for engine in cases.engines.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "gpt5"}, "model=gpt5; accepted: .*llama13b"),
+        ({"gpus": [0]}, "1 gpus for 2 × 1 ranks"),
+        ({"workloads": ["w", "x"]}, "workloads x; accepted: w"),
+        ({"speed": 1}, "unknown speed; accepted: .*until_s"),
+    ],
+)
+def test_wrong_engines_teach(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    engine = {
+        "model": "llama7b",
+        "gpus": [0, 1],
+        "engine_args": {"tensor_parallel_size": 2},
+        "workloads": ["w"],
+    }
+    load = {"arrivals": "offline", "lengths": {"kind": "fixed"}, "num_requests": 2}
+    content = {"gpu": "h200", "engines": {"e": engine | change}, "workloads": {"w": load}}
+    (tmp_path / "cases.yaml").write_text(json.dumps(content))
+    with pytest.raises(CaseError, match=message):
+        Cases.read(tmp_path / "cases.yaml")
+
+
+def test_wrong_workloads_teach() -> None:
+    with pytest.raises(CaseError, match="arrivals=burst; accepted: poisson, spike, offline"):
+        Load("w", "burst", {"kind": "fixed"})
+    with pytest.raises(CaseError, match="spike arrivals need seconds, spike_requests > 0"):
+        Load("w", "spike", {"kind": "fixed"}, request_rate_per_s=1)
+
+
+def test_a_spike_arrives_at_once_in_the_middle() -> None:
+    workload = SPIKE.requests()
+    assert len(workload) == 200 + 150
+    assert (workload.arrival_s == 10.0).sum() == 150
+    assert (np.diff(workload.arrival_s) >= 0).all()
+    again = SPIKE.requests()
+    assert again.prompt_tokens.tolist() == workload.prompt_tokens.tolist()
+
+
+def engines(**gpus: tuple[int, ...]) -> Cases:
+    def engine(name: str, ids: tuple[int, ...]) -> EngineRuns:
+        return EngineRuns(name, "llama7b", ids, (), {"tensor_parallel_size": len(ids)})
+
+    return Cases("h200", {name: engine(name, ids) for name, ids in gpus.items()}, {})
+
+
+def run_script(cases: Cases, script: str, out: Path, seconds: float, **limits: float) -> dict[str, str]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"LEAST_USEFUL_S": 0.0, "POLL_S": 0.01, **limits}.items():
+            patch.setattr(command, name, value)
+        return command.run(cases, [sys.executable, "-c", script], out, now() + seconds)
+
+
+MEETING = """
+import os, pathlib, sys, time
+name, out = sys.argv[1], pathlib.Path(sys.argv[3])
+print(name, os.environ["CUDA_VISIBLE_DEVICES"], time.monotonic(), flush=True)
+other = out / {"a": "b.log", "b": "a.log"}.get(name, "a.log")
+while not (other.exists() and other.read_text()):  # a and b wait for each other
+    time.sleep(0.01)
+print(time.monotonic())
+sys.exit(3 if name == "b" else 0)
+"""
+
+
+def test_engines_share_a_machine_and_one_that_fails_stops_no_other(tmp_path: Path) -> None:
+    script = f"import sys; sys.argv.append({str(tmp_path)!r}); exec({MEETING!r})"
+    ends = run_script(engines(a=(0,), b=(1,), wide=(0, 1), late=(1,)), script, tmp_path, 60)
+    assert ends == {"a": "done", "b": "failed with exit status 3", "wide": "done", "late": "done"}
+    spans = {}
+    for name in ends:
+        _, gpus, begin, end = (tmp_path / f"{name}.log").read_text().split()
+        spans[name] = gpus, float(begin), float(end)
+    assert spans["wide"][0] == "0,1"
+    assert spans["wide"][1] > max(spans["a"][2], spans["b"][2]), "once its GPUs are free"
+    assert spans["late"][1] > spans["wide"][2], "no overtaking"
+
+
+def test_the_deadline_ends_engines_and_starts_no_more(tmp_path: Path) -> None:
+    ends = run_script(engines(a=(0,), b=(0,)), "import time; time.sleep(60)", tmp_path, 0.5, GRACE_S=0.0)
+    assert ends["a"].startswith("failed")
+    script = "raise SystemExit(0)"
+    assert run_script(engines(a=(0,)), script, tmp_path, 5.0, LEAST_USEFUL_S=10.0) == {
+        "a": "not started: no time left"
+    }
+
+
+def outcome(arrival_s: float, times_s: list[float]) -> Outcome:
+    return Outcome("q", "s", arrival_s, arrival_s + 0.001, 7, len(times_s), times_s, 1.0, 2.0, 3.0, 4.0)
+
+
+def test_requests_are_told_from_their_scheduled_arrival() -> None:
+    table = requests_table([outcome(100.0, [100.5, 100.7, 100.9]), outcome(101.0, [101.25])], start_s=99.0)
+    first, second = table.to_pylist()
+    assert first["arrival_s"] == pytest.approx(1.0)
+    assert (first["ttft_s"], first["e2e_s"], first["tpot_s"]) == pytest.approx((0.5, 0.9, 0.2))
+    assert first["token_times_us"] == [500_000, 700_000, 900_000]
+    assert first["scheduled_s"] == pytest.approx(2.0 - 99.0)
+    assert second["tpot_s"] == 0
+    assert summarize(table)["output_throughput_tok_per_s"] == pytest.approx(4 / 2.25)
+
+
+def test_compact_tables_lose_nothing(tmp_path: Path) -> None:
+    table = requests_table([outcome(100.0, [100.5, 100.7])], 99.0).append_column("name", pa.array(["x"]))
+    write_compact(table, tmp_path / "requests.parquet")
+    assert pq.read_table(tmp_path / "requests.parquet").equals(table)
+
+
+def test_steps_count_from_the_runs_start() -> None:
+    columns = {name: [10.0, 12.0] for name in TIME_COLUMNS} | {name: [1, 2] for name in COUNT_COLUMNS}
+    steps = from_start(pa.table(columns), 11.0)
+    assert steps["step"].to_pylist() == [2]
+    assert steps["schedule_begin_s"].to_pylist() == [1.0]
+
+
+def test_a_blocked_event_loop_is_seen() -> None:
+    import time
+
+    async def blocked() -> float:
+        heart = asyncio.create_task(longest_pause())
+        await asyncio.sleep(0.05)
+        time.sleep(0.2)
+        await asyncio.sleep(0)
+        heart.cancel()
+        return await heart
+
+    assert 0.15 < asyncio.run(blocked()) < 1.0
+
+
+def test_descriptions_have_what_validation_reads(tmp_path: Path) -> None:
+    write_compact(requests_table([outcome(100.0, [100.5, 100.7])], 100.0), tmp_path / "requests.parquet")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "machine.json").write_text('{"client_longest_pause_s": 0.5}')
+    facts = {
+        "engine": "vllm",
+        "engine_version": "0",
+        "engine_start_s": 1.0,
+        "resolved": {"num_gpu_blocks": 10, "block_size": 16},
+        "environment": {},
+        **dict.fromkeys(("torch", "cuda", "python", "cpu", "cpus", "recorded_at", "gpu"), ""),
+    }
+    engine = EngineRuns("e", "llama7b", (2, 3), ("spike",), {"tensor_parallel_size": 2})
+    write_description(engine, SPIKE, "h200", facts, tmp_path)
+    description = json.loads((tmp_path / "run.json").read_text())
+    assert description["frontend_stall"] is True
+    assert (description["num_gpus"], description["tensor_parallel_size"]) == (2, 2)
+    assert description["resolved"]["kv_cache_size_tokens"] == 160
+    assert description["measured"]["ttft_ms_p50"] == pytest.approx(500)
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.slow
+def test_the_client_keeps_the_engines_statistics() -> None:
+    class Metrics:
+        queued_ts, scheduled_ts, first_token_ts, last_token_ts = 1.0, 2.0, 3.0, 4.0
+
+    class Output:
+        def __init__(self, tokens: int) -> None:
+            self.outputs = [type("Completion", (), {"token_ids": [5] * tokens})()]
+            self.metrics = Metrics()
+
+    class Engine:
+        async def generate(self, prompt: Any, params: Any, name: str) -> Any:
+            yield Output(1)
+            yield Output(2)
+
+    pytest.importorskip("vllm")
+    client = Client(Engine(), 1000)
+    from revati.profile.host_load import Request
+
+    asyncio.run(client.segment("s", [Request(0.0, 4, 3)]))
+    (seen,) = client.outcomes
+    assert len(seen.token_times_s) == 3
+    assert (seen.queued_s, seen.engine_last_token_s) == (1.0, 4.0)
+
+
+def test_packed_runs_keep_bulky_tables_once(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "packed"
+    requests = requests_table([outcome(100.0, [100.5, 100.7])], 99.0)
+    steps = pa.table({name: [1.0] for name in TIME_COLUMNS} | {name: [1] for name in COUNT_COLUMNS})
+    for name in ("a", "a_rep2", "a_rep10"):
+        write_compact(requests, source / name / "requests.parquet")
+        (source / name / "run.json").write_text('{"case": "a", "measured": {}}')
+        if name != "a":  # its log was lost
+            write_compact(steps, source / name / "steps.parquet")
+    assert pack([source], out) == ["a", "a_rep2", "a_rep10"]
+    assert [path.parent.name for path in out.glob("*/steps.parquet")] == ["a_rep2"]
+    for name, kept in (("a", []), ("a_rep2", [500_000, 700_000]), ("a_rep10", [])):
+        table = pq.read_table(out / name / "requests.parquet")
+        assert table["token_times_us"].to_pylist() == [kept]
+        assert table["ttft_s"].equals(requests["ttft_s"])
+        assert json.loads((out / name / "run.json").read_text()) == {"case": "a"}

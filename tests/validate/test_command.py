@@ -1,0 +1,155 @@
+"""The command: emulating, comparing, writing; its arguments."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from revati.spec import HostSpec
+from revati.validate.__main__ import main, validate
+from revati.validate.options import Options
+from revati.validate.predictions import Prediction, emulate_case, read_csv, write_csv
+from revati.validate.runs import ValidationError, read_cases
+
+from .conftest import ECHOED_BLOCKS, AddRun, Echo
+
+HOST = HostSpec("h200_xeon")
+
+
+@pytest.fixture
+def options(measured: Path, tmp_path: Path) -> Options:
+    return Options((measured,), host=HOST, jobs=2, out=tmp_path / "out", baselines=tmp_path / "predictions")
+
+
+def rows_of(options: Options) -> list[dict[str, str]]:
+    with (options.out / "validation.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_errors_are_relative_to_the_measurement(
+    measured: Path, add_run: AddRun, options: Options, echo: Callable[[float], Echo]
+) -> None:
+    add_run("a")
+    validate(options, read_cases([measured]), echo(1.1))
+    errors = {row["metric"]: float(row["error_pct"]) for row in rows_of(options)}
+    assert errors["ttft_ms_p50"] == pytest.approx(10)
+    assert errors["e2e_ms_p99"] == pytest.approx(10)
+    assert errors["itl_ms_p50"] == pytest.approx(0)
+    assert errors["kv_cache_blocks"] == pytest.approx(100 * (ECHOED_BLOCKS / 14727 - 1), rel=1e-4)
+
+
+def test_the_summary_has_noise_spread_and_baselines_beside_the_errors(
+    measured: Path, add_run: AddRun, options: Options, echo: Callable[[float], Echo]
+) -> None:
+    for name, factor in (("a", 1.0), ("a_rep2", 1.2), ("b", 0.5)):
+        add_run(name, factor)
+    (measured / "manifest.yaml").write_text("dev: [b]\n")
+    assert options.baselines
+    write_csv({"a": Prediction({"ttft_ms_p50": 0.0})}, options.baselines / "naive.csv")
+    validate(options, read_cases([measured]), echo(1.1))
+    lines = (options.out / "SUMMARY.md").read_text().splitlines()
+    cells: dict[str, list[str]] = {}
+    for line in lines:
+        if "|" in line:
+            title, *values = (cell.strip() for cell in line.split("|")[1:-1])
+            cells.setdefault(title, values)  # the emulation's errors come first
+    ttft = cells["error %"].index("TTFT p50")
+    assert cells["a"][ttft] == "+0.0 ±18.3", "1.1 against the median of 1.0 and 1.2"
+    assert cells["b *dev*"][ttft] == "+120.0"
+    assert cells["**emulation: mean of absolute errors** (2 cases)"][ttft] == "60.0"
+    assert cells["held-out cases (1 cases)"][ttft] == "0.0"
+    assert cells["inside the repeats' spread"][ttft] == "1 of 1"
+    assert cells["inside the repeats' spread"][cells["error %"].index("KV blocks")] == "–", "always the same"
+    assert cells["one more real run: inside"][ttft] == "0.3"
+    assert cells["naive (1 cases)"][ttft] == "100.0"
+
+
+def test_stored_emulations_give_the_same_page_without_emulating(
+    measured: Path, add_run: AddRun, options: Options, echo: Callable[[float], Echo]
+) -> None:
+    add_run("a")
+    cases = read_cases([measured])
+    validate(options, cases, echo(1.1))
+    page = (options.out / "SUMMARY.md").read_text()
+    assert "host time from table h200_xeon" in page
+    (options.out / "SUMMARY.md").unlink()
+    validate(options, cases, None)
+    assert (options.out / "SUMMARY.md").read_text() == page
+
+
+def test_what_failed_or_is_not_supported_is_shown_with_its_reason(
+    measured: Path, add_run: AddRun, options: Options
+) -> None:
+    add_run("a")
+    add_run("b", engine="sglang")
+
+    def fail(*_: Any) -> Any:
+        return SimpleNamespace(status="failed", reason="out of\nmemory")
+
+    emulated = validate(options, read_cases([measured]), fail)
+    assert emulated["a"].skipped == "failed: out of memory"
+    assert {row["metric"] for row in rows_of(options)} == {
+        "skipped: failed: out of memory",
+        "skipped: engine sglang: only vllm is emulated so far",
+    }
+    page = (options.out / "SUMMARY.md").read_text()
+    assert "- a: failed: out of memory" in page
+
+
+def test_an_unfinished_emulation_is_no_result(
+    measured: Path, add_run: AddRun, options: Options, echo: Callable[[float], Echo]
+) -> None:
+    add_run("a")
+    case = read_cases([measured])[0]
+    assert validate(options, [case], None)["a"].skipped.startswith("not emulated yet")
+    assert not emulate_case(case, echo(1.0), HOST, options.out).skipped
+
+
+def test_predictions_of_others_are_numbers_or_reasons(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    given = {"a": Prediction({"ttft_ms_p50": 12.5}), "b": Prediction(skipped="no such model")}
+    write_csv(given, path)
+    assert read_csv(path) == given
+    path.write_text("case,metric,value\na,ttft_ms_p50,fast\n")
+    with pytest.raises(ValidationError, match="'fast', no number"):
+        read_csv(path)
+    path.write_text("run,metric\n")
+    with pytest.raises(ValidationError, match="needs case, metric, value"):
+        read_csv(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x", "host=mac"], "host=mac: accepted: .*h200_xeon"),
+        (["x", "mode=fast"], "accepted: table, measured, free"),
+        (["x", "jobs=0"], "integer >= 1"),
+        (["x", "run=a"], "unknown option 'run'; accepted: runs, host"),
+        (["x", "steps=yes"], "steps=yes: accepted: 0, 1"),
+        (["x", "baselines=nowhere"], "no such folder"),
+    ],
+)
+def test_wrong_arguments_teach(arguments: list[str], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Options.parse(arguments)
+
+
+def test_several_folders_and_the_default() -> None:
+    assert Options.parse(["x", "y", "emulate=0"]).folders == (Path("x"), Path("y"))
+    assert Options.parse([]).folders[0].parts[-2:] == ("validation", "runs")
+
+
+def test_wrong_folder_exits_with_status_2_and_one_line(
+    measured: Path, tmp_path: Path, add_run: AddRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_run("a")
+    assert main([str(tmp_path / "absent")]) == 2
+    assert main([str(measured), "runs=c*"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "is no folder" in lines[0]
