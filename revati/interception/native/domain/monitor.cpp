@@ -256,6 +256,7 @@ void look_after_token() {
     if (d.token == holder && d.counters.grants == grants && slot.running) {
       slot.state = State::kBlocked;
       slot.kind = Kind::kUnhooked;
+      d.unhooked = 1;
       slot.running = 0;
       slot.word = 0;
       strncpy(slot.call, "an unhooked call", sizeof slot.call - 1);

@@ -219,6 +219,7 @@ void pick() {
   const ns_t key = d.key[index];
   if (key > d.checked + d.skew) {
     const int tolerated = key > d.now + kLongJump ? 0 : 1;
+    if (d.unhooked) d.in_doubt = 2;  // it may have gone on unseen
     if (d.in_doubt > 0 && !d.break_scan) {
       if (in_flight()) {
         d.duty = self.index;
@@ -226,6 +227,14 @@ void pick() {
         return;
       }
       d.in_doubt = d.in_doubt - 1;
+      if (d.unhooked && !tolerated) {
+        for (int i = 0; i < 400; ++i) __builtin_ia32_pause();
+        if (in_flight()) {
+          d.duty = self.index;
+          return;
+        }
+        d.in_doubt = 0;
+      }
       for (int i = 0; d.in_doubt == 0 && i < d.high; ++i) d.slots[i].signalled.store(0, std::memory_order_relaxed);
       if (d.in_doubt > tolerated) {
         d.duty = self.index;
@@ -287,7 +296,7 @@ Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, bool in
   if (kind == Kind::kTimer) {
     const ns_t current = local_now();
     if (deadline <= current && d.next_key > current) return Outcome::kTimedOut;
-    if (deadline < d.next_key && d.in_doubt == 0 && slot.state == State::kRunning) {
+    if (deadline < d.next_key && d.in_doubt == 0 && !d.unhooked && slot.state == State::kRunning) {
       // Nobody else is due, nothing is in flight: time is this thread's own.
       self.base = self.slot->time = deadline;
       if (deadline > d.now) d.now = deadline;
@@ -414,7 +423,7 @@ void sync(Thread *thread) {
   Domain &d = *segment;
   const ns_t current = local_now();
   if (current <= d.next_key.load(std::memory_order_relaxed) + d.skew &&
-      (d.in_doubt.load(std::memory_order_relaxed) == 0 || current <= d.checked + d.skew))
+      ((d.in_doubt.load(std::memory_order_relaxed) == 0 && !d.unhooked) || current <= d.checked + d.skew))
     return;
   Guard guard;
   lock();

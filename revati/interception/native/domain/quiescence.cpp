@@ -128,8 +128,10 @@ bool in_flight() {
   Domain &d = *segment;
   d.counters.scans.fetch_add(1, std::memory_order_relaxed);
   if (d.suspect < d.high && flying(d.suspect)) return true;
+  bool unhooked = false;
   for (int i = 0; i < d.high; ++i) {
     const State state = d.slots[i].state;
+    unhooked |= state == State::kBlocked && d.slots[i].kind == Kind::kUnhooked;
     if (state != State::kBlocked && state != State::kLeaving) continue;
     if (flying(i)) {
       d.suspect = i;
@@ -137,6 +139,7 @@ bool in_flight() {
     }
     if (state == State::kLeaving && i != self.index) release(i);
   }
+  d.unhooked = unhooked;
   return false;
 }
 

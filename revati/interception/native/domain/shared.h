@@ -84,6 +84,7 @@ struct Domain {
   std::atomic<ns_t> last_send;
   std::atomic<ns_t> next_key;      // the earliest key of all but the token's holder
   std::atomic<int32_t> in_doubt;   // scans owed before a jump: 2 after a send, 1 after one scan
+  std::atomic<int32_t> unhooked;   // somebody waits where no hook sees it: every jump needs a scan
   ns_t checked;                    // time of the last jump that found nothing in flight
   std::atomic<int32_t> duty;       // who retries a jump that found something in flight
   int32_t suspect;                 // the slot that it found

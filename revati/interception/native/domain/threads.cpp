@@ -64,6 +64,7 @@ void set_real_time(bool enable) {
     lock();
     self.slot->state = State::kBlocked;
     self.slot->kind = Kind::kUnhooked;
+    segment->unhooked = 1;
     unlock();
     return;  // its next hook takes its turn
   }
