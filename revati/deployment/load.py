@@ -21,6 +21,7 @@ from revati.deployment.results import requests_table, too_weak
 from revati.deployment.wire import TrialRequest, TrialResult
 from revati.engines.base import InfeasibleError, Request, Server
 from revati.engines.warm import engine_module
+from revati.timing.estimate import PROVENANCES
 from revati.workload import Workload
 
 
@@ -60,17 +61,18 @@ async def run(request: TrialRequest) -> TrialResult:
         requests = make_requests(workload, request.spec.model.vocab_size, request.spec.seed)
         records = [RequestRecord(float(arrival_s)) for arrival_s in workload.arrival_s]
         await LoadGenerator(server, records).serve(requests)
-        shares = await server.gpu_time_shares()
+        columns = await server.usage(request.out_dir)
     finally:
         server.close()
     requests_path = request.out_dir / "requests.parquet"
     pq.write_table(requests_table(records, workload), requests_path)
+    shares = {name: columns[f"gpu_time_share_{name}"] for name in PROVENANCES}
     if refusal := too_weak(request.spec.timing_require, shares):
         return TrialResult("infeasible", refusal, log_path=log_path)
     return TrialResult(
         status="ok",
         kv_cache_blocks=server.kv_cache_blocks,
-        provenance={f"gpu_time_share_{name}": share for name, share in shares.items()},
+        provenance=columns,
         requests_path=requests_path,
         log_path=log_path,
     )

@@ -32,7 +32,7 @@ class NoServer:
 
 
 @contextmanager
-def TemplateServer(log_dir: Path) -> Iterator[NoServer]:
+def TemplateServer(log_dir: Path, gpu: str = "") -> Iterator[NoServer]:
     yield NoServer(log_dir)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 
@@ -55,8 +56,8 @@ class Server(Protocol):
     def generate(self, request: Request) -> AsyncIterator[RequestOutput]:
         """Send a request now; yields its tokens as they come."""
 
-    async def gpu_time_shares(self) -> dict[str, float]:
-        """Fraction of GPU busy time by provenance since `reset_counters`."""
+    async def usage(self, folder: Path) -> dict[str, float]:
+        """What a trial's row says of its timings since `reset_counters`; writes ``kernels.parquet``."""
 
     async def reset_counters(self) -> None: ...
 

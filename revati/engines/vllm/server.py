@@ -65,10 +65,10 @@ class VllmServer:
                 scheduled_s=stats.scheduled_ts if stats else None,
             )
 
-    async def gpu_time_shares(self) -> dict[str, float]:
-        """Fraction of GPU busy time by provenance, of the first worker."""
-        shares: list[dict[str, float]] = await self._llm.collective_rpc("revati_gpu_time_shares")
-        return shares[0]
+    async def usage(self, folder: Path) -> dict[str, float]:
+        """Of the first worker: the others run the like."""
+        columns: list[dict[str, float]] = await self._llm.collective_rpc("revati_usage", args=(str(folder),))
+        return columns[0]
 
     async def reset_counters(self) -> None:
         await self._llm.collective_rpc("revati_reset_counters")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from revati.engines.vllm.batches import Batch, BatchReader
@@ -86,6 +88,13 @@ class EmulatedWorker:
             batch.write_samples(output)
         return output
 
+    def usage(self, folder: Path) -> dict[str, float]:
+        """What a trial's row says of this worker's timings; the first one writes ``kernels.parquet``."""
+        usage = self.pricing.usage()
+        if self._worker.rank == 0:
+            pq.write_table(usage.table(), folder / "kernels.parquet")
+        return usage.columns()
+
     def _dispatch(self, num_reqs: int, num_tokens: int, uniform: int | None) -> Any:
         return self._worker.model_runner.cudagraph_manager.dispatch(num_reqs, num_tokens, uniform, 0).cg_mode
 
@@ -112,5 +121,5 @@ def prepare(process: EmulatedProcess) -> None:
         setattr(Worker, stage, telling_refusals(getattr(Worker, stage)))
     Worker.execute_model = lambda self, scheduled: self._revati.execute(execute, scheduled)
     Worker.sample_tokens = lambda self, grammar_output: self._revati.sample(sample, grammar_output)
-    Worker.revati_gpu_time_shares = lambda self: self._revati.pricing.usage().shares()
+    Worker.revati_usage = lambda self, folder: self._revati.usage(Path(folder))
     Worker.revati_reset_counters = lambda self: process.core.reset_counters()
