@@ -37,7 +37,7 @@ TINY = {
     "vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "hidden_act": "silu",
     "tie_word_embeddings": False, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-PROMPT, OUTPUT, REQUESTS, RATE = 200, 30, 24, 20.0
+PROMPT, OUTPUT, REQUESTS, RATE = 200, 30, 24, 10.0  # one request at a time
 EVEN = 1e9  # burstiness at which requests arrive in even steps
 
 
