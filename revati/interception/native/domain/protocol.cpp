@@ -23,7 +23,7 @@ namespace {
 constexpr ns_t kLongJump = 1000000;
 constexpr ns_t kSpinQuantum = 50000;
 // Until what is in flight has arrived, or is asleep: a few µs on a free core; else our core may be what it needs.
-constexpr int kSpinRounds = 8, kYieldRounds = 30;
+constexpr int kSpinRounds = 2, kYieldRounds = 6;
 constexpr int64_t kRealSecond = 1000000000;
 
 bool charged() { return charge_cpu && segment->cpu_factor > 0 && !self.phases; }
@@ -257,7 +257,7 @@ void settle(int me) {
     } else if (round < kYieldRounds) {
       raw(SYS_sched_yield);
     } else {
-      const timespec pause{0, 20000};
+      const timespec pause{0, std::min(500000, 20000 * (1 + round / 64))};
       raw(SYS_nanosleep, as_long(&pause), 0);
     }
     lock();
