@@ -11,9 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from revati.search import cli, output
-from revati.search.build import build_objective, build_workload, one_spec
+from revati.search.build import build_objective, build_runner, build_workload, one_spec
 from revati.search.progress import format_metric
-from revati.search.runner import RUNNER, connect, open_server
+from revati.search.runner import connect, open_server
 from revati.search.signals import interruptible
 from revati.search.trial import run_trial
 
@@ -23,15 +23,20 @@ def check(config: DictConfig) -> None:
     one_spec(config)
     build_workload(config)
     build_objective(config)
+    build_runner(config)
 
 
-def run(config: DictConfig, folder: Path, overrides: list[str], runner: str = RUNNER) -> int:
+def run(config: DictConfig, folder: Path, overrides: list[str], runner: str | None = None) -> int:
     """Emulate, print the metrics, and write metrics.json and requests/ into the folder.
+
+    Args:
+        runner: module that runs trials; None: the configured deployment's.
 
     Returns:
         The exit status: 0, 1 if the deployment is infeasible or failed, 130 after an interruption.
     """
     spec, workload, objective = one_spec(config), build_workload(config), build_objective(config)
+    runner = runner or build_runner(config)
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     output.write_config(folder, config, overrides, workload)

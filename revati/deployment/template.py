@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from revati.deployment.inprocess import InProcessDeployment, RequestRecord, make_requests
+from revati.deployment.inprocess import InProcessDeployment, make_requests
+from revati.deployment.results import requests_table, too_weak
 from revati.deployment.wire import TrialRequest, TrialResult, send_result
 from revati.engines.base import InfeasibleError
 from revati.engines.warm import EngineModule, WarmEngine, engine_module
-from revati.timing.estimate import PROVENANCES
 from revati.virtual_time.host import PhaseRecord
 from revati.workload import Workload
 
@@ -123,11 +123,11 @@ def _run(module: EngineModule, warm: WarmEngine, request: TrialRequest) -> Trial
     records = deployment.serve(requests, workload.arrival_s.tolist())
     warm.core.show_virtual_time(False)
     requests_path = request.out_dir / "requests.parquet"
-    pq.write_table(_requests_table(records, workload), requests_path)
+    pq.write_table(requests_table(records, workload), requests_path)
     pq.write_table(_phases_table(warm.meter.records, start_ns), request.out_dir / "phases.parquet")
     usage = warm.pricing.usage()
     pq.write_table(usage.table(), request.out_dir / "kernels.parquet")
-    if refusal := _refusal(request.spec.timing_require, usage.shares()):
+    if refusal := too_weak(request.spec.timing_require, usage.shares()):
         return TrialResult("infeasible", refusal, log_path=request.out_dir / "trial.log")
     return TrialResult(
         status="ok",
@@ -136,39 +136,6 @@ def _run(module: EngineModule, warm: WarmEngine, request: TrialRequest) -> Trial
         wall_s=time.perf_counter() - begin,
         requests_path=requests_path,
         log_path=request.out_dir / "trial.log",
-    )
-
-
-def _refusal(required: str | None, shares: dict[str, float]) -> str:
-    """Why the timings are too weak for ``timing.require``; empty if they are not."""
-    if required is None:
-        return ""
-    weaker = PROVENANCES[PROVENANCES.index(required) + 1 :]
-    found = [f"{100 * shares[name]:.1f} % {name}" for name in weaker if shares[name] > 0]
-    return f"timing.require={required}: GPU time is {', '.join(found)}" if found else ""
-
-
-def _requests_table(records: list[RequestRecord], workload: Workload) -> pa.Table:
-    first = np.array([record.token_times_s[0] for record in records])
-    last = np.array([record.token_times_s[-1] for record in records])
-    arrival = np.array([record.arrival_s for record in records])
-    intervals = np.maximum(1, np.array([len(record.token_times_s) for record in records]) - 1)
-    engine = ("queued_s", "scheduled_s", "engine_first_token_s", "engine_last_token_s")
-    return pa.table(
-        {
-            "arrival_s": arrival,
-            "submitted_s": [record.submitted_s for record in records],
-            "prompt_tokens": workload.prompt_tokens,
-            "output_tokens": workload.output_tokens,
-            "ttft_s": first - arrival,
-            "e2e_s": last - arrival,
-            "tpot_s": (last - first) / intervals,
-            **{name: [getattr(record, name) for record in records] for name in engine},
-            "token_times_us": [
-                np.round((np.array(record.token_times_s) - record.arrival_s) * 1e6).astype(np.int64)
-                for record in records
-            ],
-        }
     )
 
 

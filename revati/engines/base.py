@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 
@@ -44,3 +45,20 @@ class Replica(Protocol):
 
     def step(self) -> Sequence[RequestOutput]:
         """Run one engine step; returns what it sends to the frontend, possibly nothing."""
+
+
+class Server(Protocol):
+    """An engine that runs as its own processes, seen from its frontend's."""
+
+    @property
+    def kv_cache_blocks(self) -> int: ...
+
+    def generate(self, request: Request) -> AsyncIterator[RequestOutput]:
+        """Send a request now; yields its tokens as they come."""
+
+    async def usage(self, folder: Path) -> dict[str, float]:
+        """What a trial's row says of its timings since `reset_counters`; writes ``kernels.parquet``."""
+
+    async def reset_counters(self) -> None: ...
+
+    def close(self) -> None: ...

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from revati.engines.base import Replica
+from revati.engines.base import Replica, Server
 from revati.interception.core import NativeCore
 from revati.spec import DeploymentSpec
 from revati.timing.attach import LaunchPricing
@@ -30,7 +30,10 @@ class EngineModule(Protocol):
     """What a module in ``_MODULES`` offers."""
 
     def environment(self) -> dict[str, str]:
-        """Environment variables of the process, before anything is imported."""
+        """Environment variables of a process that runs the engine by itself, before anything is imported."""
+
+    def served_environment(self) -> dict[str, str]:
+        """Environment variables of an engine that runs as its own processes."""
 
     def preload(self) -> None:
         """Import what every start of this engine needs; touches no GPU."""
@@ -40,6 +43,9 @@ class EngineModule(Protocol):
 
     def start(self, spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
         """Start the engine for all specs of this one's key; raises `InfeasibleError`."""
+
+    def serve(self, spec: DeploymentSpec, work_dir: Path) -> Server:
+        """Start the engine as its own processes, in this one's domain; raises `InfeasibleError`."""
 
     def before_fork(self, warm: WarmEngine, spec: DeploymentSpec) -> None:
         """In the warmed engine: find out what later trials like ``spec`` can reuse."""

@@ -54,6 +54,7 @@ class Cost(ctypes.Structure):
         ("per_tokens", ctypes.c_int32),
         ("power_w", ctypes.c_float),
         ("clock_sensitivity", ctypes.c_float),
+        ("meets", ctypes.c_int32),
     ]
 
 
@@ -88,6 +89,7 @@ class NativeCore:
         lib.revati_stream_time.argtypes, lib.revati_stream_time.restype = [ctypes.c_void_p], ctypes.c_int64
         lib.revati_stream_wait.argtypes = [ctypes.c_void_p, ctypes.c_int64]
         lib.revati_set_power_limit.argtypes = [ctypes.c_double] * 3 + [ctypes.c_int64]
+        lib.revati_set_all_reduce_group.argtypes = [ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
         self._resolver: object = None
         self.now_ns: Callable[[], int] = lib.revati_clock_now
         self.set_ns: Callable[[int], None] = lib.revati_clock_set
@@ -113,6 +115,14 @@ class NativeCore:
         callback = _Resolver(lambda key, cost: resolve(key.contents, cost.contents))
         self._resolver = callback  # the native side keeps no reference
         self._lib.revati_set_resolver(callback)
+
+    def set_all_reduce_group(self, group: int, rank: int, ranks: int) -> None:
+        """Name the ranks of the custom all-reduce, whose kernels carry no communicator.
+
+        Args:
+            group: the same number in all of the group's processes, and in no other group's.
+        """
+        self._lib.revati_set_all_reduce_group(group, rank, ranks)
 
     def show_virtual_time(self, enable: bool) -> None:
         """Let the clocks that this thread reads show virtual time, going on from the present."""

@@ -87,6 +87,7 @@ class EmulateConfig:
     host: HostConfig = field(default_factory=HostConfig)
     timing: TimingConfig = field(default_factory=TimingConfig)
     knobs: dict[str, Any] = field(default_factory=dict)
+    deployment: str = "inprocess"  # inprocess | processes
     seed: int = 0
     output_dir: str = MISSING
 

@@ -44,7 +44,7 @@ class Knob:
 # Of the deployment rather than of an engine.
 DEPLOYMENT_KNOBS: dict[str, Knob] = {
     "tensor_parallel_size": Knob(int, choices=(1, 2, 4, 8)),
-    "pipeline_parallel_size": Knob(int, choices=(1,)),
+    "pipeline_parallel_size": Knob(int, choices=(1, 2, 4, 8)),
     "replicas": Knob(int, choices=(1,)),
     "routing": Knob(str, choices=("none",)),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from revati.search import output
-from revati.search.build import build_objective, build_problem, build_workload, plain
+from revati.search.build import build_objective, build_problem, build_runner, build_workload, plain
 from revati.search.campaign import Campaign
 from revati.search.cli import INTERRUPTED
 from revati.search.errors import ConfigError, unknown
@@ -20,7 +20,6 @@ from revati.search.objective import Objective
 from revati.search.problem import Problem
 from revati.search.progress import Progress
 from revati.search.proposers import ALGORITHMS, Proposer, make_proposer
-from revati.search.runner import RUNNER
 from revati.search.space import SearchSpace, load_space
 from revati.workload import Workload
 
@@ -70,18 +69,19 @@ def build(config: DictConfig) -> Sweep:
 def check_sweep(config: DictConfig) -> None:
     """Raise ConfigError if the sweep cannot be run as it was asked for."""
     build(config)
+    build_runner(config)
     folder = Path(config.output_dir)
     if (folder / LEDGER).exists():
         output.require_same_sweep(folder, config)
 
 
-def run_sweep(config: DictConfig, folder: Path, overrides: list[str], runner: str = RUNNER) -> int:
+def run_sweep(config: DictConfig, folder: Path, overrides: list[str], runner: str | None = None) -> int:
     """Run the sweep, or go on with it, and write its output folder.
 
     Args:
         folder: where the output goes; a ledger in it is gone on with.
         overrides: of the command line, kept for ``resume=``.
-        runner: module with TemplateServer and TemplateClient.
+        runner: module with TemplateServer and TemplateClient; None: the configured deployment's.
 
     Returns:
         The exit status: 0, 1 if no trial ran to its end, 130 after an interruption.
@@ -107,7 +107,7 @@ def run_sweep(config: DictConfig, folder: Path, overrides: list[str], runner: st
             on_engine=progress.engine,
         )
         setup = TrialSetup(
-            runner,
+            runner or build_runner(config),
             sweep.problem.gpu,
             folder / output.WORKLOAD,
             sweep.workload.name,

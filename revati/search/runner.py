@@ -1,6 +1,6 @@
 """What the search needs of the layer below: a server of warmed engines and a client that runs trials.
 
-``revati.deployment.runner`` is the implementation; its classes are looked up when a sweep starts, so that
+``revati.deployment`` holds the implementations; their classes are looked up when a sweep starts, so that
 nothing here loads an engine.
 """
 
@@ -16,6 +16,8 @@ from revati.spec import DeploymentSpec
 from revati.workload import Workload
 
 RUNNER = "revati.deployment.runner"
+# How a trial's engine runs → module with TemplateServer and TemplateClient.
+DEPLOYMENTS = {"inprocess": RUNNER, "processes": "revati.deployment.processes"}
 
 
 class TrialResult(Protocol):

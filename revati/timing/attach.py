@@ -96,7 +96,7 @@ class LaunchPricing:
             return None
         for kernel, implementation in _CUSTOM_ALL_REDUCE.items():
             if kernel in name:
-                cost.per_tokens = 1
+                cost.per_tokens = cost.meets = 1
                 nbytes, ranks = key.num_tokens * self._hidden_bytes, self._source.shape.tp
                 estimate = self._source.collective("all_reduce", nbytes, ranks, implementation)
                 return name, f"{nbytes} bytes, {ranks} ranks", estimate

@@ -112,10 +112,13 @@ class HostMeter:
     """Runs phases on the virtual clock, and keeps a record of them.
 
     Launches inside a phase see its time pass evenly; see ``clock.cpp``.
+
+    Args:
+        keep_records: a server that runs on and on keeps none.
     """
 
-    def __init__(self, core: NativeCore) -> None:
-        self._core = core
+    def __init__(self, core: NativeCore, keep_records: bool = True) -> None:
+        self._core, self._keep_records = core, keep_records
         self._last_ns: dict[int, int] = {}
         self._running_on = "engine_core"
         self.records: list[PhaseRecord] = []
@@ -181,7 +184,7 @@ class HostMeter:
         self._record("wait", begin_ns, step)
         self.charge("wake" if waited else "collect", step)
 
-    def charge(self, phase: Phase, step: StepShape, spent_ns: int = 0) -> None:
+    def charge(self, phase: Phase | FrontendPhase, step: StepShape, spent_ns: int = 0) -> None:
         """Charge a phase after the fact; ``spent_ns`` is the CPU time it took here, if it ran code."""
         cost_ns = self.costs.phase_ns(phase, step)
         begin_ns = self._core.now_ns()
@@ -189,4 +192,5 @@ class HostMeter:
         self._record(phase, begin_ns, step)
 
     def _record(self, phase: str, begin_ns: int, step: StepShape) -> None:
-        self.records.append(PhaseRecord(self._running_on, phase, begin_ns, self._core.now_ns(), step))
+        if self._keep_records:
+            self.records.append(PhaseRecord(self._running_on, phase, begin_ns, self._core.now_ns(), step))

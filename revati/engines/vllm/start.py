@@ -8,9 +8,14 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from revati.engines.base import InfeasibleError
+from revati.engines.base import InfeasibleError, Server
 from revati.engines.vllm.memory import Limits
-from revati.engines.vllm.settings import DEPLOYMENT_ENVIRONMENT, EMULATION_ENVIRONMENT, write_model_folder
+from revati.engines.vllm.settings import (
+    DEPLOYMENT_ENVIRONMENT,
+    EMULATION_ENVIRONMENT,
+    IN_PROCESS_ENVIRONMENT,
+    write_model_folder,
+)
 from revati.engines.warm import WarmEngine
 from revati.interception.core import NativeCore
 from revati.interception.gpu import load_gpu
@@ -32,6 +37,10 @@ SHARE_VARIABLE = "REVATI_SHARE_ENGINES"
 
 
 def environment() -> dict[str, str]:
+    return {**served_environment(), **IN_PROCESS_ENVIRONMENT}
+
+
+def served_environment() -> dict[str, str]:
     return {**DEPLOYMENT_ENVIRONMENT, **EMULATION_ENVIRONMENT}
 
 
@@ -73,6 +82,12 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     pricing.own_time = meter.excluded
     replica = VllmReplica(_template_spec(spec), model_folder, core, pricing, meter)
     return WarmEngine(replica, core, meter, pricing)
+
+
+def serve(spec: DeploymentSpec, work_dir: Path) -> Server:
+    from revati.engines.vllm.server import VllmServer
+
+    return VllmServer(spec, work_dir)
 
 
 def before_fork(warm: WarmEngine, spec: DeploymentSpec) -> None:

@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "../core/core.h"
+#include "../core/stream.h"
 #include "kernels.h"
 
 using namespace revati;
@@ -193,7 +193,7 @@ REVATI_API int cudaPointerGetAttributes(void *out, const void *pointer) {
 REVATI_API int cudaMemcpyAsync(void *dst, const void *src, size_t bytes, int, void *stream) { copy_async(dst, src, bytes, stream); return kSuccess; }
 REVATI_API int cudaMemcpy(void *dst, const void *src, size_t bytes, int) {
   copy_async(dst, src, bytes, nullptr);
-  wait_until(stream_of(nullptr)->tail);
+  synchronize(stream_of(nullptr));
   return kSuccess;
 }
 REVATI_API int cudaMemcpyPeerAsync(void *dst, int, const void *src, int, size_t bytes, void *stream) { copy_async(dst, src, bytes, stream); return kSuccess; }
@@ -247,18 +247,13 @@ REVATI_API int cudaStreamCreateWithPriority(void **stream, unsigned flags, int p
 }
 REVATI_API int cudaStreamCreateWithFlags(void **stream, unsigned flags) { return cudaStreamCreateWithPriority(stream, flags, 0); }
 REVATI_API int cudaStreamCreate(void **stream) { return cudaStreamCreateWithPriority(stream, 0, 0); }
-REVATI_API int cudaStreamDestroy(void *stream) {
-  auto &all = streams();
-  all.erase(std::remove(all.begin(), all.end(), static_cast<Stream *>(stream)), all.end());
-  delete static_cast<Stream *>(stream);
-  return kSuccess;
-}
+REVATI_API int cudaStreamDestroy(void *stream) { destroy(static_cast<Stream *>(stream)); return kSuccess; }
 REVATI_API int cudaStreamGetPriority(void *stream, int *priority) { *priority = stream_of(stream)->priority; return kSuccess; }
 REVATI_API int cudaStreamGetFlags(void *stream, unsigned *flags) { *flags = stream_of(stream)->flags; return kSuccess; }
 REVATI_API int cudaStreamGetDevice(void *stream, int *device) { *device = stream_of(stream)->device; return kSuccess; }
 REVATI_API int cudaStreamGetId(void *stream, unsigned long long *id) { *id = reinterpret_cast<uintptr_t>(stream); return kSuccess; }
-REVATI_API int cudaStreamSynchronize(void *stream) { host_call(); wait_until(stream_of(stream)->tail); return kSuccess; }
-REVATI_API int cudaStreamQuery(void *stream) { return stream_of(stream)->tail <= now() ? kSuccess : kNotReady; }
+REVATI_API int cudaStreamSynchronize(void *stream) { host_call(); synchronize(stream_of(stream)); return kSuccess; }
+REVATI_API int cudaStreamQuery(void *stream) { return done(stream_of(stream)) ? kSuccess : kNotReady; }
 REVATI_API int cudaLaunchHostFunc(void *stream, void (*function)(void *), void *data) {
   if (!stream_of(stream)->capture) function(data);
   return kSuccess;
@@ -275,14 +270,17 @@ REVATI_API int cudaEventRecordWithFlags(void *event, void *stream, unsigned) {
   host_call();
   e->capture = s->capture;
   e->capture_id = s->capture_id;
-  if (!s->capture) e->time = std::max(s->tail, now());
+  if (!s->capture) record(e, s);
   return kSuccess;
 }
 REVATI_API int cudaEventRecord(void *event, void *stream) { return cudaEventRecordWithFlags(event, stream, 0); }
-REVATI_API int cudaEventQuery(void *event) { return static_cast<Event *>(event)->time <= now() ? kSuccess : kNotReady; }
-REVATI_API int cudaEventSynchronize(void *event) { wait_until(static_cast<Event *>(event)->time); return kSuccess; }
+REVATI_API int cudaEventQuery(void *event) { return done(static_cast<Event *>(event)) ? kSuccess : kNotReady; }
+REVATI_API int cudaEventSynchronize(void *event) { synchronize(static_cast<Event *>(event)); return kSuccess; }
 REVATI_API int cudaEventElapsedTime(float *ms, void *start, void *end) {
-  const ns_t elapsed = static_cast<Event *>(end)->time - static_cast<Event *>(start)->time;
+  const auto &from = static_cast<Event *>(start)->record, &to = static_cast<Event *>(end)->record;
+  if (!from || !to) return report(kInvalidHandle);
+  if (!done(static_cast<Event *>(start)) || !done(static_cast<Event *>(end))) return kNotReady;
+  const ns_t elapsed = to->time - from->time;
   *ms = std::max<ns_t>(elapsed, 1000) * 1e-6f;  // callers that tune divide by it
   return kSuccess;
 }
@@ -291,7 +289,7 @@ REVATI_API int cudaStreamWaitEvent(void *stream, void *event, unsigned) {
   Stream *s = stream_of(stream);
   auto *e = static_cast<Event *>(event);
   if (e->capture && !s->capture) { s->capture = e->capture; s->capture_id = e->capture_id; s->capture_origin = false; return kSuccess; }
-  if (!s->capture) s->tail = std::max(s->tail, e->time);
+  if (!s->capture) follow(s, e);
   return kSuccess;
 }
 struct IpcEventHandle { char bytes[64]; };

@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "../core/core.h"
+#include "../core/stream.h"
 
 using namespace revati;
 
@@ -146,7 +146,7 @@ REVATI_API int cuMemGetAddressRange_v2(void **base, size_t *bytes, void *pointer
   if (bytes) *bytes = found->bytes;
   return kSuccess;
 }
-REVATI_API int cuMemcpyHtoD_v2(void *dst, const void *src, size_t bytes) { copy_async(dst, src, bytes, nullptr); wait_until(stream_of(nullptr)->tail); return kSuccess; }
+REVATI_API int cuMemcpyHtoD_v2(void *dst, const void *src, size_t bytes) { copy_async(dst, src, bytes, nullptr); synchronize(stream_of(nullptr)); return kSuccess; }
 REVATI_API int cuMemcpyDtoH_v2(void *dst, const void *src, size_t bytes) { return cuMemcpyHtoD_v2(dst, src, bytes); }
 REVATI_API int cuMemcpyDtoD_v2(void *dst, const void *src, size_t bytes) { copy_async(dst, src, bytes, nullptr); return kSuccess; }
 REVATI_API int cuMemcpyHtoDAsync_v2(void *dst, const void *src, size_t bytes, void *stream) { copy_async(dst, src, bytes, stream); return kSuccess; }
@@ -182,8 +182,8 @@ REVATI_API int cuPointerGetAttribute(void *out, int attribute, void *pointer) {
 
 // ---- streams and events: the runtime's objects serve both APIs ----
 REVATI_API int cuStreamCreate(void **stream, unsigned flags) { auto *s = new Stream; s->device = current_device(); s->flags = flags; streams().push_back(s); *stream = s; return kSuccess; }
-REVATI_API int cuStreamSynchronize(void *stream) { host_call(); wait_until(stream_of(stream)->tail); return kSuccess; }
-REVATI_API int cuStreamQuery(void *stream) { return stream_of(stream)->tail <= now() ? kSuccess : kNotReady; }
+REVATI_API int cuStreamSynchronize(void *stream) { host_call(); synchronize(stream_of(stream)); return kSuccess; }
+REVATI_API int cuStreamQuery(void *stream) { return done(stream_of(stream)) ? kSuccess : kNotReady; }
 REVATI_API int cuStreamGetCtx(void *stream, void **context) { *context = primary(stream_of(stream)->device); return kSuccess; }
 REVATI_API int cuStreamIsCapturing(void *stream, int *status) { *status = stream_of(stream)->capture ? 1 : 0; return kSuccess; }
 REVATI_API int cuStreamGetCaptureInfo_v2(void *stream, int *status, uint64_t *id, void **graph, const void **dependencies, size_t *count) {

@@ -6,12 +6,17 @@
 
 #include <algorithm>
 
+#include "../domain/api.h"
 #include "core.h"
+
+// Of librevati_domain.so, which only the members of a domain of processes load.
+extern "C" __attribute__((weak)) const revati::DomainClock *revati_domain_clock();
 
 namespace revati {
 namespace {
 
 ns_t clock_ns = 0;
+const DomainClock *const domain = revati_domain_clock ? revati_domain_clock() : nullptr;
 // Per thread: helper threads that wait with the kernel's timeouts must not see a clock that stands still.
 thread_local bool clocks_are_virtual = false;
 ns_t epoch_ns[2] = {0, 0};  // real time at virtual zero: CLOCK_REALTIME, all others
@@ -24,8 +29,9 @@ struct Phase {
   ns_t cost = 0, used = 0, step = 0;
   int calls = 0;
 };
-Phase phase;
-std::unordered_map<int, int> calls_by_tag;
+// Per thread: in a domain each has a clock of its own.
+thread_local Phase phase;
+thread_local std::unordered_map<int, int> calls_by_tag;
 constexpr int kUnseenPhaseCalls = 24;
 
 ns_t real_clock(clockid_t id) {
@@ -46,42 +52,53 @@ ns_t read_clock(clockid_t id) {
 
 }  // namespace
 
-ns_t now() { return clock_ns; }
+ns_t now() { return domain ? domain->now() : clock_ns; }
 
-void wait_until(ns_t when) { clock_ns = std::max(clock_ns, when); }
+void wait_until(ns_t when) {
+  if (domain) return domain->wait_until(when);
+  clock_ns = std::max(clock_ns, when);
+}
+
+static void advance(ns_t ns) {
+  if (domain) return domain->charge(ns);
+  clock_ns += ns;
+}
 
 void host_call() {
   if (!phase.active) return;
   ++phase.calls;
   const ns_t part = std::min(phase.step, phase.cost - phase.used);
   phase.used += part;
-  clock_ns += part;
+  advance(part);
 }
 
 }  // namespace revati
 
 using namespace revati;
 
-REVATI_API int64_t revati_clock_now() { return clock_ns; }
-REVATI_API void revati_clock_set(int64_t ns) { clock_ns = ns; }
-REVATI_API void revati_clock_advance(int64_t ns) { clock_ns += ns; }
+REVATI_API int64_t revati_clock_now() { return now(); }
+REVATI_API void revati_clock_set(int64_t ns) { clock_ns = ns; }  // a domain's clock cannot be set
+REVATI_API void revati_clock_advance(int64_t ns) { advance(ns); }
 
 REVATI_API void revati_phase_begin(int tag, int64_t cost_ns) {
   const auto seen = calls_by_tag.find(tag);
   const int calls = seen == calls_by_tag.end() ? kUnseenPhaseCalls : seen->second;
+  if (domain && !phase.active) domain->exclude_cpu(true);
   phase = {true, tag, cost_ns, 0, cost_ns / (calls + 1), 0};
 }
 
 // `actual_cost_ns` < 0: the cost announced at the beginning; else what the phase turned out to cost.
 REVATI_API void revati_phase_end(int64_t actual_cost_ns) {
   const ns_t cost = actual_cost_ns < 0 ? phase.cost : actual_cost_ns;
-  clock_ns += std::max<ns_t>(0, cost - phase.used);
+  advance(std::max<ns_t>(0, cost - phase.used));
   calls_by_tag[phase.tag] = phase.calls;
   phase.active = false;
+  if (domain) domain->exclude_cpu(false);
 }
 
 // From here on this thread's clocks show virtual time, continuing from the present.
 REVATI_API void revati_clocks_virtual(int enable) {
+  if (domain) return;  // they all do
   epoch_ns[0] = real_clock(CLOCK_REALTIME) - clock_ns;
   epoch_ns[1] = real_clock(CLOCK_MONOTONIC) - clock_ns;
   clocks_are_virtual = enable;

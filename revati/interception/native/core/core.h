@@ -61,41 +61,32 @@ struct Cost {
   int32_t per_tokens = 0;  // the answer depends on LaunchKey::num_tokens
   float power_w = 0;       // drawn at full clock while it runs
   float clock_sensitivity = 0;  // relative growth of its duration per relative growth of the clock period
+  int32_t meets = 0;       // a custom all-reduce: the ranks of its group meet
 };
+
+class Group;     // rendezvous.h
+struct Stream;   // stream.h
+struct Event;
 
 struct Node {
   Cost cost;
+  Group *group;  // whose ranks meet for it; null: none
 };
 struct Graph {
   std::vector<Node> nodes;
 };
-struct Stream {
-  int device = 0;
-  unsigned flags = 0;
-  int priority = 0;
-  ns_t tail = 0;              // virtual completion of everything submitted
-  Graph *capture = nullptr;   // the graph being captured, if any
-  uint64_t capture_id = 0;
-  bool capture_origin = false;
-};
-struct Event {
-  int device = 0;
-  ns_t time = -1;             // -1: never recorded
-  uint64_t capture_id = 0;    // recorded inside this capture
-  Graph *capture = nullptr;
-};
 
 REVATI_CORE extern std::recursive_mutex mutex;
-REVATI_CORE Stream *stream_of(void *handle);   // resolves the default-stream handles
-REVATI_CORE void submit(Stream *stream, const Cost &cost);
+// Which ranks of a group have to be ready: all, or the source of a broadcast, or of a message to a destination.
+struct Roles { int source = -1, destination = -1; };
+REVATI_CORE void submit(Stream *stream, const Cost &cost, Group *group = nullptr, Roles roles = {});
 REVATI_CORE void launch_kernel(void *stream, const char *name, const unsigned grid[3], const unsigned block[3],
                                size_t shared_bytes);
 REVATI_CORE void launch_gemm(void *stream, const char *types, int64_t m, int64_t n, int64_t k, int64_t batch);
-REVATI_CORE void launch_collective(void *stream, const char *op, int64_t bytes, int ranks);
+REVATI_CORE void launch_collective(void *stream, const char *op, int64_t bytes, Group *group,
+                                   Roles roles = {});
 REVATI_CORE void launch_copy(void *stream, const char *direction, int64_t bytes);
 REVATI_CORE void replay(Stream *stream, const Graph *graph);
-REVATI_CORE void synchronize_device(int device);
-REVATI_CORE std::vector<Stream *> &streams();
 
 // ---- memory ----
 enum class Space { kUnregistered = 0, kHost = 1, kDevice = 2 };

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <deque>
 
-#include "core.h"
+#include "stream.h"
 
 namespace revati {
 
@@ -49,9 +49,6 @@ int launch_queue_depth = 1024;
 std::map<int, std::deque<ns_t>> queued;   // completion times of launches, per device
 int32_t last_tokens = 0;
 
-Stream default_streams[64];
-std::vector<Stream *> all_streams;
-
 // A GPU at its power limit lowers its clock until the average power over some tens of ms fits.
 struct PowerLimit { double limit_w = 0, idle_w = 0, exponent = 1, time_constant_ns = 1; } power;
 struct PowerState { double average_w = 0; ns_t until = 0; };
@@ -65,9 +62,6 @@ double clock_stretch(const PowerState &state) {
 void draw(PowerState &state, double watts, double ns) {
   state.average_w += (watts - state.average_w) * (1 - std::exp(-ns / power.time_constant_ns));
 }
-
-// Durations at full clock, and what is needed to stretch and to power them.
-struct Demand { double ns = 0, sensitive_ns = 0, joules_e9 = 0; };
 
 void add(Demand &demand, const Cost &cost) {
   const bool fixed = cost.work == Work::kFixed;
@@ -108,59 +102,60 @@ Cost price(LaunchKey key) {
   return cost;
 }
 
-// The driver's launch queue is finite: a host far ahead of the GPU waits for a place.
-void enter_queue(Stream *stream, ns_t completion) {
-  auto &queue = queued[stream->device];
-  queue.push_back(completion);
-  while (static_cast<int>(queue.size()) > launch_queue_depth) {
-    wait_until(queue.front());
-    queue.pop_front();
-  }
-}
+}  // namespace
 
-void run(Stream *stream, const Demand &demand, ns_t gaps) {
-  host_call();
-  const ns_t start = std::max(stream->tail + stream_gap_ns, now());
-  PowerState &state = power_states[stream->device];
+ns_t run_at(int device, ns_t start, const Demand &demand, ns_t gaps) {
+  PowerState &state = power_states[device];
   if (start > state.until) draw(state, power.idle_w, static_cast<double>(start - state.until));
   const double stretched = demand.ns + demand.sensitive_ns * (clock_stretch(state) - 1);
   if (demand.ns > 0) draw(state, demand.joules_e9 / demand.ns, stretched);
-  stream->tail = start + static_cast<ns_t>(stretched) + gaps;
-  state.until = std::max(state.until, stream->tail);
-  enter_queue(stream, stream->tail);
+  const ns_t end = start + static_cast<ns_t>(stretched) + gaps;
+  state.until = std::max(state.until, end);
+  return end;
 }
 
-}  // namespace
+void entered_queue(int device, ns_t completion) { queued[device].push_back(completion); }
 
-std::vector<Stream *> &streams() {
-  if (all_streams.empty())
-    for (int i = 0; i < 64; ++i) { default_streams[i].device = i; all_streams.push_back(&default_streams[i]); }
-  return all_streams;
-}
-
-Stream *stream_of(void *handle) {
-  const uintptr_t value = reinterpret_cast<uintptr_t>(handle);
-  if (value <= 2) { streams(); return &default_streams[current_device()]; }  // default, legacy, per-thread
-  return static_cast<Stream *>(handle);
-}
-
-void submit(Stream *stream, const Cost &cost) {
-  std::lock_guard<std::recursive_mutex> lock(mutex);
-  if (stream->capture) { stream->capture->nodes.push_back({cost}); return; }
-  Demand demand;
-  add(demand, cost);
-  count(cost, duration_of(cost));
-  run(stream, demand, 0);
-}
-
-void replay(Stream *stream, const Graph *graph) {
-  std::lock_guard<std::recursive_mutex> lock(mutex);
-  Demand demand;
-  for (const Node &node : graph->nodes) {
-    add(demand, node.cost);
-    count(node.cost, duration_of(node.cost));
+// The driver's launch queue is finite: a host far ahead of the GPU waits for a place.
+bool queue_place(int device, size_t pending, ns_t *when) {
+  auto &queue = queued[device];
+  while (static_cast<int>(queue.size()) > launch_queue_depth) {
+    *when = queue.front();
+    queue.pop_front();
   }
-  run(stream, demand, graph_gap_ns * static_cast<ns_t>(graph->nodes.size()));
+  return static_cast<int>(pending) <= launch_queue_depth;
+}
+
+void submit(Stream *stream, const Cost &cost, Group *group, Roles roles) {
+  if (cost.meets) group = all_reduce_group();
+  Op op;
+  op.gap = stream_gap_ns;
+  {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    if (stream->capture) { stream->capture->nodes.push_back({cost, group}); return; }
+    add(op.demand, cost);
+    count(cost, duration_of(cost));
+    if (group) op.meeting = group->meet(roles);
+  }
+  enqueue(stream, std::move(op));
+}
+
+// The ranks that share a graph's collectives run in step: they meet once, at its start.
+void replay(Stream *stream, const Graph *graph) {
+  Op op;
+  op.gap = stream_gap_ns;
+  {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    Group *group = nullptr;
+    for (const Node &node : graph->nodes) {
+      add(op.demand, node.cost);
+      count(node.cost, duration_of(node.cost));
+      if (node.group) group = node.group;
+    }
+    op.gaps = graph_gap_ns * static_cast<ns_t>(graph->nodes.size());
+    if (group) op.meeting = group->meet({});
+  }
+  enqueue(stream, std::move(op));
 }
 
 void launch_kernel(void *stream, const char *name, const unsigned grid[3], const unsigned block[3],
@@ -187,13 +182,13 @@ void launch_gemm(void *stream, const char *types, int64_t m, int64_t n, int64_t 
   submit(stream_of(stream), price(key));
 }
 
-void launch_collective(void *stream, const char *op, int64_t bytes, int ranks) {
+void launch_collective(void *stream, const char *op, int64_t bytes, Group *group, Roles roles) {
   LaunchKey key{};
   key.name = op;
   key.type = LaunchType::kCollective;
   key.bytes = bytes;
-  key.ranks = ranks;
-  submit(stream_of(stream), price(key));
+  key.ranks = group->ranks();
+  submit(stream_of(stream), price(key), group, roles);
 }
 
 void launch_copy(void *stream, const char *direction, int64_t bytes) {
@@ -202,12 +197,6 @@ void launch_copy(void *stream, const char *direction, int64_t bytes) {
   key.type = LaunchType::kCopy;
   key.bytes = bytes;
   submit(stream_of(stream), price(key));
-}
-
-void synchronize_device(int device) {
-  std::lock_guard<std::recursive_mutex> lock(mutex);
-  for (Stream *stream : streams())
-    if (stream->device == device) wait_until(stream->tail);
 }
 
 // An engine that has served such batches before finds all memory in its allocators' caches.  One emulated as

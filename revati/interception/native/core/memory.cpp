@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "core.h"
+#include "stream.h"
 
 namespace revati {
 namespace {
@@ -109,7 +109,7 @@ void copy_async(void *dst, const void *src, size_t bytes, void *stream) {
   const Allocation *host = find_allocation(direction[0] == 'h' ? src : dst);
   const bool pageable = (direction[0] == 'h' || direction[2] == 'h') && !host;
   // A copy to pageable memory returns only when it is done.
-  if (pageable && direction[2] == 'h') wait_until(stream_of(stream)->tail);
+  if (pageable && direction[2] == 'h') synchronize(stream_of(stream));
 }
 
 void fill(void *dst, int value, size_t bytes) {

@@ -1,0 +1,95 @@
+"""Our own load generator, a process of the deployment's domain: it sends the workload and keeps the times.
+
+usage: python -m revati.deployment.load REQUEST_FILE RESULT_FILE
+
+REQUEST_FILE holds a `TrialRequest`, RESULT_FILE will hold a `TrialResult`, a line of JSON each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from revati.deployment.inprocess import RequestRecord, make_requests
+from revati.deployment.results import requests_table, too_weak
+from revati.deployment.wire import TrialRequest, TrialResult
+from revati.engines.base import InfeasibleError, Request, Server
+from revati.engines.warm import engine_module
+from revati.timing.estimate import PROVENANCES
+from revati.workload import Workload
+
+
+class LoadGenerator:
+    """Open loop: requests are sent when they arrive, whatever came of the earlier ones."""
+
+    def __init__(self, server: Server, records: Sequence[RequestRecord]) -> None:
+        self._server, self._records = server, records
+        self._start_s = time.monotonic()
+
+    async def serve(self, requests: Sequence[Request]) -> None:
+        running = []
+        for index in sorted(range(len(requests)), key=lambda i: (self._records[i].arrival_s, i)):
+            await asyncio.sleep(max(0.0, self._records[index].arrival_s - self._now_s()))
+            running.append(asyncio.create_task(self._follow(requests[index], self._records[index])))
+        await asyncio.gather(*running)
+
+    async def _follow(self, request: Request, record: RequestRecord) -> None:
+        record.submitted_s = self._now_s()
+        async for output in self._server.generate(request):
+            now_s = self._now_s()
+            record.token_times_s.extend([now_s] * output.new_tokens)
+            if output.queued_s and output.scheduled_s:
+                record.queued_s = output.queued_s - self._start_s
+                record.scheduled_s = output.scheduled_s - self._start_s
+
+    def _now_s(self) -> float:
+        return time.monotonic() - self._start_s
+
+
+async def run(request: TrialRequest) -> TrialResult:
+    log_path = request.out_dir / "trial.log"
+    workload = Workload.from_trace(request.workload_path)
+    server = engine_module(request.spec.engine).serve(request.spec, request.out_dir)
+    try:
+        await server.reset_counters()
+        requests = make_requests(workload, request.spec.model.vocab_size, request.spec.seed)
+        records = [RequestRecord(float(arrival_s)) for arrival_s in workload.arrival_s]
+        await LoadGenerator(server, records).serve(requests)
+        columns = await server.usage(request.out_dir)
+    finally:
+        server.close()
+    requests_path = request.out_dir / "requests.parquet"
+    pq.write_table(requests_table(records, workload), requests_path)
+    shares = {name: columns[f"gpu_time_share_{name}"] for name in PROVENANCES}
+    if refusal := too_weak(request.spec.timing_require, shares):
+        return TrialResult("infeasible", refusal, log_path=log_path)
+    return TrialResult(
+        status="ok",
+        kv_cache_blocks=server.kv_cache_blocks,
+        provenance=columns,
+        requests_path=requests_path,
+        log_path=log_path,
+    )
+
+
+def main() -> None:
+    request = TrialRequest.from_line(Path(sys.argv[1]).read_bytes())
+    log_path = request.out_dir / "trial.log"
+    try:
+        result = asyncio.run(run(request))
+    except InfeasibleError as error:
+        result = TrialResult("infeasible", str(error), log_path=log_path)
+    except Exception as error:
+        traceback.print_exc()
+        result = TrialResult("failed", f"{type(error).__name__}: {error}", log_path=log_path)
+    Path(sys.argv[2]).write_bytes(result.to_line())
+
+
+if __name__ == "__main__":
+    main()

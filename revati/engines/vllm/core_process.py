@@ -1,0 +1,102 @@
+"""vLLM's engine core in a process of its own: scheduling charged, messages under way for their latency."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.engine import EngineCoreRequestType
+
+from revati.engines.vllm.batches import BatchReader
+from revati.engines.vllm.delayed_queue import DelayedQueue
+from revati.engines.vllm.processes import telling_refusals
+from revati.engines.vllm.step_shape import configured_dispatch, step_shape
+from revati.virtual_time.host import IDLE_STEP, Phase, StepShape
+
+if TYPE_CHECKING:
+    from revati.engines.vllm.processes import EmulatedProcess
+
+
+class EmulatedCore:
+    """Charges the phases of one engine core."""
+
+    def __init__(self, core: Any, process: EmulatedProcess) -> None:
+        process.know(core.vllm_config)
+        self._core, self._meter = core, process.meter
+        self._reader = BatchReader(core.vllm_config.model_config.get_vocab_size())
+        self._dispatch = configured_dispatch(core.vllm_config)
+        self._shapes: dict[int, StepShape] = {}  # by identity of the scheduler's output
+        self._scheduled = self._last_step = IDLE_STEP  # scheduled last, and whose outputs were handled last
+        scheduler = core.scheduler
+        scheduler.schedule = functools.partial(self._schedule, scheduler.schedule)
+        scheduler.update_from_output = functools.partial(self._update, scheduler.update_from_output)
+        core.add_request = functools.partial(self._add, core.add_request)
+        core.step_fn = functools.partial(self._run_step, core.step_fn)
+        if core.vllm_config.parallel_config.world_size > 1:  # the worker has a process of its own
+            executor = core.model_executor
+            executor.execute_model = functools.partial(self._hand_over, "dispatch", executor.execute_model)
+            executor.sample_tokens = functools.partial(
+                self._hand_over, "dispatch_sample", executor.sample_tokens
+            )
+        now_ns = process.core.now_ns
+        core.input_queue = DelayedQueue(now_ns, self._input_latency_ns)
+        core.output_queue = DelayedQueue(now_ns, self._output_latency_ns)
+
+    def _schedule(self, schedule: Any, *args: Any, **kwargs: Any) -> Any:
+        begin = self._meter.cpu_ns()
+        output = schedule(*args, **kwargs)
+        spent_ns = self._meter.cpu_ns() - begin
+        shape = step_shape(self._core.vllm_config, output, self._reader.read(output), self._dispatch)
+        self._shapes[id(output)] = self._scheduled = shape
+        self._meter.charge("schedule", shape, spent_ns)
+        return output
+
+    def _update(self, update: Any, scheduler_output: Any, model_output: Any) -> Any:
+        begin = self._meter.cpu_ns()
+        outputs = update(scheduler_output, model_output)
+        spent_ns = self._meter.cpu_ns() - begin
+        self._last_step = self._shapes.pop(id(scheduler_output))
+        self._meter.charge("update", self._last_step, spent_ns)
+        return outputs
+
+    def _hand_over(self, phase: Phase, send: Any, *args: Any, **kwargs: Any) -> Any:
+        self._meter.charge(phase, self._scheduled)
+        return send(*args, **kwargs)
+
+    def _add(self, add_request: Any, *args: Any, **kwargs: Any) -> None:
+        with self._meter.phase("input", IDLE_STEP):
+            add_request(*args, **kwargs)
+
+    def _run_step(self, step: Any) -> Any:
+        outputs, executed = step()
+        if any(to_client.outputs for to_client in (outputs or {}).values()):
+            self._meter.charge("output", self._last_step)
+        return outputs, executed
+
+    def _input_latency_ns(self, message: Any) -> int:
+        kind, content = message
+        if kind != EngineCoreRequestType.ADD:
+            return 0
+        idle = not self._core.has_work() and not self._core.input_queue.queue
+        shape = StepShape("idle" if idle else "busy", num_tokens=content[0].num_prompt_tokens)
+        return self._meter.costs.phase_ns("ipc", shape) or 0
+
+    def _output_latency_ns(self, message: Any) -> int:
+        if isinstance(message, bytes) or not message[1].outputs:
+            return 0
+        return self._meter.costs.phase_ns("output_ipc", StepShape(num_reqs=len(message[1].outputs))) or 0
+
+
+def prepare(process: EmulatedProcess) -> None:
+    """Make every engine core of this process an emulated one."""
+    from vllm.v1.engine.core import EngineCore
+
+    initialise = telling_refusals(EngineCore.__init__)
+
+    @functools.wraps(initialise)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        initialise(self, *args, **kwargs)
+        if hasattr(self, "input_queue"):  # a process of its own; its I/O threads start after this
+            EmulatedCore(self, process)
+
+    EngineCore.__init__ = init

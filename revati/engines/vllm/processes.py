@@ -1,0 +1,87 @@
+"""Unmodified vLLM processes under emulation: what each charges to its clock, and what a worker samples.
+
+A `vllm.general_plugins` plug-in.  It does nothing unless the process belongs to an emulated deployment
+(`revati.engines.emulation`).  Outside of a virtual-time domain nothing is charged.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from revati.engines.emulation import Emulation
+from revati.interception.core import NativeCore
+from revati.virtual_time.host import FreeHost, HostCosts, HostMeter, MeasuredHost, TableHost
+from revati.virtual_time.host_table import HostTable
+from revati.virtual_time.speed import probe_ns
+
+_REFUSAL_VARIABLE = "REVATI_REFUSAL_FILE"
+
+
+class EmulatedProcess:
+    """The clock and the host costs of this process."""
+
+    def __init__(self, emulation: Emulation) -> None:
+        self.emulation = emulation
+        self.core = NativeCore()
+        self.meter = HostMeter(self.core, keep_records=False)
+
+    def know(self, vllm_config: Any) -> None:
+        """Charge the host costs of this engine from now on."""
+        self.meter.set_costs(_host_costs(self.emulation, vllm_config))
+
+
+def register() -> None:
+    """Prepare vLLM's classes in this process (the plug-in's entry point)."""
+    emulation = Emulation.of_process()
+    if emulation is None:
+        return
+    from vllm.v1.engine.core import EngineCore
+
+    if hasattr(EngineCore, "_revati"):
+        return
+    from revati.engines.vllm import core_process, frontend_process, worker_process
+
+    process = EngineCore._revati = EmulatedProcess(emulation)
+    worker_process.prepare(process)
+    core_process.prepare(process)
+    frontend_process.prepare(process)
+
+
+def tell_refusals_to(path: Path) -> None:
+    """Let the engine's processes write why they refuse their configuration: across processes it gets lost."""
+    path.unlink(missing_ok=True)
+    os.environ[_REFUSAL_VARIABLE] = str(path)
+
+
+def telling_refusals(method: Callable[..., Any]) -> Callable[..., Any]:
+    """``method``, whose refusal is written where `tell_refusals_to` says."""
+    import torch
+
+    @functools.wraps(method)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except (ValueError, torch.OutOfMemoryError) as error:  # vLLM's own refusals are ValueErrors
+            path = os.environ.get(_REFUSAL_VARIABLE)
+            if path and not Path(path).exists():
+                Path(path).write_text(f"{type(error).__name__}: {error}")
+            raise
+
+    return told
+
+
+def _host_costs(emulation: Emulation, vllm_config: Any) -> HostCosts:
+    host = emulation.host
+    if host.mode == "free" or "REVATI_DOMAIN" not in os.environ:
+        return FreeHost()
+    table = HostTable.load(host.name)
+    parallel = vllm_config.parallel_config
+    tp, pp = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+    layers = math.ceil(vllm_config.model_config.get_total_num_hidden_layers() / pp)
+    costs = TableHost(table, layers, tp, pp)
+    return MeasuredHost(costs, table.cpu_factor(probe_ns())) if host.mode == "measured" else costs

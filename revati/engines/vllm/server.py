@@ -1,0 +1,77 @@
+"""vLLM as its own processes: AsyncLLM here, the engine core and its workers in processes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.sampling_params import RequestOutputKind
+from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from revati.engines.base import InfeasibleError, Request, RequestOutput
+from revati.engines.vllm.processes import tell_refusals_to
+from revati.engines.vllm.settings import engine_arguments, write_model_folder
+from revati.spec import DeploymentSpec
+
+
+class VllmServer:
+    """One engine with the OpenAI server's default settings.
+
+    Raises:
+        InfeasibleError: vLLM refuses the configuration.
+    """
+
+    def __init__(self, spec: DeploymentSpec, work_dir: Path) -> None:
+        model_folder = write_model_folder(spec, work_dir / "model")
+        try:
+            arguments = AsyncEngineArgs(**engine_arguments(spec, model_folder))
+            config = arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
+        except ValueError as error:  # vLLM's own refusals
+            raise InfeasibleError(f"{type(error).__name__}: {error}") from error
+        refusal = work_dir / "refusal.txt"
+        tell_refusals_to(refusal)
+        try:
+            self._llm = AsyncLLM.from_vllm_config(config)
+        except RuntimeError as error:
+            if refusal.exists():
+                raise InfeasibleError(refusal.read_text()) from error
+            raise
+        self._config = config
+
+    @property
+    def kv_cache_blocks(self) -> int:
+        return int(self._config.cache_config.num_gpu_blocks or 0)
+
+    async def generate(self, request: Request) -> AsyncIterator[RequestOutput]:
+        parameters = SamplingParams(
+            temperature=0.0,
+            max_tokens=request.output_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        prompt: Any = {"prompt_token_ids": request.prompt_token_ids}
+        async for output in self._llm.generate(prompt, parameters, request_id=str(request.index)):
+            stats = output.metrics
+            yield RequestOutput(
+                index=request.index,
+                new_tokens=len(output.outputs[0].token_ids),
+                finished=output.finished,
+                queued_s=stats.queued_ts if stats else None,
+                scheduled_s=stats.scheduled_ts if stats else None,
+            )
+
+    async def usage(self, folder: Path) -> dict[str, float]:
+        """Of the first worker: the others run the like."""
+        columns: list[dict[str, float]] = await self._llm.collective_rpc("revati_usage", args=(str(folder),))
+        return columns[0]
+
+    async def reset_counters(self) -> None:
+        await self._llm.collective_rpc("revati_reset_counters")
+
+    def close(self) -> None:
+        self._llm.shutdown()

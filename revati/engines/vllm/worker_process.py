@@ -1,0 +1,125 @@
+"""A vLLM worker in a process of its own: launches priced, host phases charged, tokens supplied."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+
+from revati.engines.vllm.batches import Batch, BatchReader
+from revati.engines.vllm.processes import telling_refusals
+from revati.engines.vllm.shortcuts import skip_irrelevant_warmups
+from revati.engines.vllm.step_shape import step_shape
+from revati.interception.gpu import load_gpu
+from revati.spec import ModelShape
+from revati.timing.attach import LaunchPricing
+from revati.timing.estimate import RankShape
+from revati.timing.source import source
+from revati.virtual_time.host import IDLE_STEP, StepShape
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+    from revati.engines.vllm.processes import EmulatedProcess
+
+
+class SampledOutput(AsyncModelRunnerOutput):  # type: ignore[misc]  # vLLM is not seen by mypy
+    """A step's outputs; asking for them waits for the GPU in virtual time."""
+
+    def __init__(self, inner: Any, batch: Batch, step: StepShape, worker: EmulatedWorker) -> None:
+        self._inner, self._batch, self._step, self._worker = inner, batch, step, worker
+
+    def get_output(self) -> ModelRunnerOutput:
+        meter = self._worker.meter
+        with meter.waiting(self._step):
+            output: ModelRunnerOutput = self._inner.get_output()
+        if self._worker.remote:
+            meter.charge("worker_ipc", self._step)
+        self._batch.write_samples(output)
+        return output
+
+
+class EmulatedWorker:
+    """What a worker of this process needs to know of its steps."""
+
+    def __init__(self, worker: Any, process: EmulatedProcess) -> None:
+        config = worker.vllm_config
+        process.know(config)
+        skip_irrelevant_warmups()
+        self._worker, self.meter = worker, process.meter
+        self.remote = config.parallel_config.world_size > 1  # a process of its own
+        self._config = config
+        self._reader = BatchReader(config.model_config.get_vocab_size())
+        self._step: tuple[Batch, StepShape] | None = None
+        gpu, parallel = process.emulation.gpu, config.parallel_config
+        model = ModelShape(config.model_config.model, config.model_config.hf_text_config.to_dict())
+        shape = RankShape.of(model, parallel.tensor_parallel_size)
+        timings = source(process.emulation.timing_source).open(gpu, shape)
+        full_graphs = not config.model_config.enforce_eager
+        self.pricing = LaunchPricing(process.core, timings, load_gpu(gpu), full_graphs)
+        self.pricing.own_time = process.meter.excluded
+
+    def execute(self, run: Any, scheduled: SchedulerOutput) -> Any:
+        batch = self._reader.read(scheduled)
+        step = step_shape(self._config, scheduled, batch, self._dispatch)
+        self._step = batch, step
+        if batch.query_lens:
+            self.pricing.set_batch(batch.query_lens, batch.context_lens)
+        if self.remote:
+            self.meter.charge("worker_ipc", IDLE_STEP)
+        with self.meter.phase("execute", step):
+            output = run(self._worker, scheduled)
+        if batch.query_lens and not self._worker.model_runner.is_last_pp_rank:
+            self.meter.charge("send", step)
+        return output
+
+    def sample(self, run: Any, grammar_output: Any) -> Any:
+        assert self._step is not None
+        batch, step = self._step
+        last = self._worker.model_runner.is_last_pp_rank
+        with self.meter.phase("sample" if last else "receive", step):
+            output = run(self._worker, grammar_output)
+        if isinstance(output, AsyncModelRunnerOutput):
+            return SampledOutput(output, batch, step, self)
+        if output is not None and last:
+            batch.write_samples(output)
+        return output
+
+    def usage(self, folder: Path) -> dict[str, float]:
+        """What a trial's row says of this worker's timings; the first one writes ``kernels.parquet``."""
+        usage = self.pricing.usage()
+        if self._worker.rank == 0:
+            pq.write_table(usage.table(), folder / "kernels.parquet")
+        return usage.columns()
+
+    def _dispatch(self, num_reqs: int, num_tokens: int, uniform: int | None) -> Any:
+        return self._worker.model_runner.cudagraph_manager.dispatch(num_reqs, num_tokens, uniform, 0).cg_mode
+
+
+def prepare(process: EmulatedProcess) -> None:
+    """Make every worker of this process an emulated one."""
+    from vllm.distributed.parallel_state import get_tp_group
+    from vllm.v1.worker.gpu_worker import Worker
+
+    init_device, execute, sample = Worker.init_device, Worker.execute_model, Worker.sample_tokens
+
+    def init(self: Any) -> None:
+        # Before anything is captured: a graph keeps the prices of its launches.
+        self._revati = EmulatedWorker(self, process)
+        init_device(self)
+        group = get_tp_group()
+        name = (
+            f"{self.distributed_init_method} {group.ranks}"  # the same address in one engine's workers only
+        )
+        process.core.set_all_reduce_group(zlib.crc32(name.encode()), group.rank_in_group, group.world_size)
+
+    Worker.init_device = init
+    for stage in ("load_model", "determine_available_memory", "compile_or_warm_up_model"):
+        setattr(Worker, stage, telling_refusals(getattr(Worker, stage)))
+    Worker.execute_model = lambda self, scheduled: self._revati.execute(execute, scheduled)
+    Worker.sample_tokens = lambda self, grammar_output: self._revati.sample(sample, grammar_output)
+    Worker.revati_usage = lambda self, folder: self._revati.usage(Path(folder))
+    Worker.revati_reset_counters = lambda self: process.core.reset_counters()

@@ -1,0 +1,169 @@
+// Streams and events: when what was submitted completes.
+//
+// Usually that is known at once.  What follows a meeting with other ranks stays pending until they are ready.
+#include <algorithm>
+
+#include "rendezvous.h"
+#include "stream.h"
+
+// Of librevati_domain.so: a poll that found nothing, so that loops of them let time pass.
+extern "C" __attribute__((weak)) void revati_spin(const char *call);
+
+namespace revati {
+namespace {
+
+Stream default_streams[64];
+std::vector<Stream *> all_streams;
+
+// Executes what can be; true: nothing is pending any more.
+bool progress(Stream *stream) {
+  while (!stream->pending.empty()) {
+    Op &op = stream->pending.front();
+    if (op.kind == Op::kWait) {
+      if (op.record->time == kUnknown && !(progress(op.record->stream), op.record->time != kUnknown)) return false;
+      stream->tail = std::max(stream->tail, op.record->time);
+    } else if (op.kind == Op::kRecord) {
+      op.record->time = std::max(stream->tail, op.issued);
+    } else {
+      ns_t start = std::max(stream->tail + op.gap, op.issued);
+      if (op.meeting.lane) {
+        if (op.meeting.posts() && !op.posted) {
+          op.posted = true;
+          post(op.meeting, start);
+        }
+        if (op.meeting.waits()) {
+          const ns_t others = latest(op.meeting);
+          if (others < 0) return false;
+          start = std::max(start, others);
+        }
+      }
+      stream->tail = run_at(stream->device, start, op.demand, op.gaps);
+      entered_queue(stream->device, stream->tail);
+    }
+    stream->pending.pop_front();
+  }
+  return true;
+}
+
+// What a stream that does not progress waits for.
+Meeting blocker(const Stream *stream) {
+  const Op &op = stream->pending.front();
+  return op.kind == Op::kWait ? blocker(op.record->stream) : op.meeting;
+}
+
+// Blocks the host until the stream's completion, or an event's time, is known.
+void settle(Stream *stream, const Record *record) {
+  while (true) {
+    Meeting meeting;
+    {
+      std::lock_guard<std::recursive_mutex> lock(mutex);
+      if (progress(stream) || (record && record->time != kUnknown)) return;
+      meeting = blocker(stream);
+    }
+    wait_for(meeting);
+  }
+}
+
+}  // namespace
+
+std::vector<Stream *> &streams() {
+  if (all_streams.empty())
+    for (int i = 0; i < 64; ++i) { default_streams[i].device = i; all_streams.push_back(&default_streams[i]); }
+  return all_streams;
+}
+
+Stream *stream_of(void *handle) {
+  const uintptr_t value = reinterpret_cast<uintptr_t>(handle);
+  if (value <= 2) { streams(); return &default_streams[current_device()]; }  // default, legacy, per-thread
+  return static_cast<Stream *>(handle);
+}
+
+void enqueue(Stream *stream, Op op) {
+  host_call();
+  op.issued = now();
+  const bool together = op.meeting.lane && op.meeting.source < 0;
+  ns_t place = 0;
+  bool full;
+  {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    stream->pending.push_back(std::move(op));
+    progress(stream);
+    full = !queue_place(stream->device, stream->pending.size(), &place);
+  }
+  // Ranks launch a collective of all of them in step: whoever is first waits for the others here.
+  if (together || full) settle(stream, nullptr);
+  if (place > now()) wait_until(place);
+}
+
+void record(Event *event, Stream *stream) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  event->record = std::make_shared<Record>(Record{kUnknown, stream});
+  Op op;
+  op.kind = Op::kRecord;
+  op.issued = now();
+  op.record = event->record;
+  stream->pending.push_back(std::move(op));
+  progress(stream);
+}
+
+void follow(Stream *stream, Event *event) {
+  if (!event->record) return;
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  Op op;
+  op.kind = Op::kWait;
+  op.record = event->record;
+  stream->pending.push_back(std::move(op));
+  progress(stream);
+}
+
+bool done(Stream *stream) {
+  {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    if (progress(stream) && stream->tail <= now()) return true;
+  }
+  if (revati_spin) revati_spin("cudaStreamQuery");
+  return false;
+}
+
+bool done(Event *event) {
+  {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    if (!event->record) return true;
+    if (event->record->time == kUnknown) progress(event->record->stream);
+    if (event->record->time != kUnknown && event->record->time <= now()) return true;
+  }
+  if (revati_spin) revati_spin("cudaEventQuery");
+  return false;
+}
+
+void synchronize(Stream *stream) {
+  settle(stream, nullptr);
+  wait_until(stream->tail);
+}
+
+void synchronize(Event *event) {
+  const std::shared_ptr<Record> record = event->record;
+  if (!record) return;
+  settle(record->stream, record.get());
+  wait_until(record->time);
+}
+
+void synchronize_device(int device) {
+  std::vector<Stream *> on_device;
+  {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    for (Stream *stream : streams())
+      if (stream->device == device) on_device.push_back(stream);
+  }
+  for (Stream *stream : on_device) synchronize(stream);
+}
+
+void destroy(Stream *stream) {
+  settle(stream, nullptr);
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  auto &all = streams();
+  all.erase(std::remove(all.begin(), all.end(), stream), all.end());
+  delete stream;
+}
+
+}  // namespace revati

@@ -1,0 +1,67 @@
+// Streams, events and what is pending on them.
+#pragma once
+#include <deque>
+#include <memory>
+
+#include "core.h"
+#include "rendezvous.h"
+
+namespace revati {
+
+constexpr ns_t kUnknown = -2;
+
+// Durations at full clock, and what is needed to stretch and to power them.
+struct Demand { double ns = 0, sensitive_ns = 0, joules_e9 = 0; };
+
+// An event's recording; it outlives the event and its next recording.
+struct Record {
+  ns_t time = kUnknown;
+  Stream *stream = nullptr;
+};
+
+struct Op {
+  enum Kind { kRun, kRecord, kWait } kind = kRun;
+  Demand demand;
+  ns_t gap = 0, gaps = 0;     // before its start, between its nodes
+  ns_t issued = 0;            // host time of its submission
+  Meeting meeting;
+  bool posted = false;
+  std::shared_ptr<Record> record;
+};
+
+struct Stream {
+  int device = 0;
+  unsigned flags = 0;
+  int priority = 0;
+  ns_t tail = 0;              // virtual completion of everything that is not pending
+  std::deque<Op> pending;
+  Graph *capture = nullptr;   // the graph being captured, if any
+  uint64_t capture_id = 0;
+  bool capture_origin = false;
+};
+struct Event {
+  int device = 0;
+  std::shared_ptr<Record> record;  // null: never recorded
+  uint64_t capture_id = 0;         // recorded inside this capture
+  Graph *capture = nullptr;
+};
+
+REVATI_CORE Stream *stream_of(void *handle);   // resolves the default-stream handles
+REVATI_CORE std::vector<Stream *> &streams();
+void enqueue(Stream *stream, Op op);
+REVATI_CORE void record(Event *event, Stream *stream);
+REVATI_CORE void follow(Stream *stream, Event *event);   // what comes later on the stream waits for the event
+REVATI_CORE bool done(Stream *stream);
+REVATI_CORE bool done(Event *event);
+REVATI_CORE void synchronize(Stream *stream);
+REVATI_CORE void synchronize(Event *event);
+REVATI_CORE void synchronize_device(int device);
+REVATI_CORE void destroy(Stream *stream);
+
+// launch.cpp
+ns_t run_at(int device, ns_t start, const Demand &demand, ns_t gaps);  // returns the end
+void entered_queue(int device, ns_t completion);
+// Whether the device's launch queue has a place, not counting `pending`; `when` it has one.
+bool queue_place(int device, size_t pending, ns_t *when);
+
+}  // namespace revati

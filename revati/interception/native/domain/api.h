@@ -1,0 +1,14 @@
+// The clock that librevati.so uses in a process of a domain; it looks for revati_domain_clock() weakly.
+#pragma once
+#include <cstdint>
+
+namespace revati {
+
+struct DomainClock {
+  int64_t (*now)();
+  void (*wait_until)(int64_t when);
+  void (*charge)(int64_t ns);
+  void (*exclude_cpu)(bool exclude);  // nestable: CPU time is not charged meanwhile
+};
+
+}  // namespace revati

@@ -1,0 +1,152 @@
+"""Clocks and waits of one or a few programs: everything takes exactly its virtual time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from revati.virtual_time.domain import Domain
+from tests.virtual_time.members import PROGRAMS, Members
+
+# Further interpreters to try, separated by colons: another Python version, for instance.
+PYTHONS = [sys.executable, *filter(None, os.environ.get("REVATI_TEST_PYTHONS", "").split(":"))]
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_wait_of_libc(members: Members, python: str) -> None:
+    process = members.domain.start([python, PROGRAMS / "waits.py"], stdout=subprocess.PIPE, text=True)
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, "ok\n")
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("part", ["threads", "asyncio", "uvloop", "fork", "spawn", "subprocesses"])
+def test_python_programs(members: Members, python: str, part: str) -> None:
+    if part == "uvloop" and subprocess.run([python, "-c", "import uvloop"], capture_output=True).returncode:
+        pytest.skip("no uvloop for this interpreter")
+    process = members.domain.start(
+        [python, PROGRAMS / "python_waits.py", part], stdout=subprocess.PIPE, text=True
+    )
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, "ok\n")
+
+
+def test_an_hour_of_silence_between_two_programs(members: Members) -> None:
+    sleeper = "import time; t = time.time(); time.sleep(3600); print(round(time.time() - t, 4))"
+    begin_s = time.monotonic()
+    assert members.run(sleeper, sleeper) == ["3600.0", "3600.0"]
+    assert (
+        time.monotonic() - begin_s < 1 + 2
+    )  # a second of silence; the rest starts two interpreters, under load
+    assert members.domain.now_s == pytest.approx(3600, abs=1e-3)
+
+
+def test_clocks_of_all_programs_agree(members: Members) -> None:
+    reader = "import time; time.sleep({}); time.sleep(10 - {}); print(time.time_ns(), time.monotonic_ns())"
+    first, second = members.run(reader.format(3, 3), reader.format(7, 7))
+    assert first == second
+
+
+def test_a_timer_inside_a_gpu_wait_is_served_at_its_own_time(members: Members) -> None:
+    gpu = (
+        "import ctypes, time; ctypes.CDLL(None).revati_sleep_until(ctypes.c_int64(10**10))\n"
+        "print(time.monotonic_ns())"
+    )
+    timer = "import time\nfor _ in range(3): time.sleep(2); print(time.monotonic_ns())"
+    waited, ticked = members.run(gpu, timer)
+    end_ns = int(waited)
+    assert [end_ns - int(line) for line in ticked.split()] == [8 * 10**9, 6 * 10**9, 4 * 10**9]
+
+
+def test_charges_of_programs_run_side_by_side(members: Members) -> None:
+    charging = (
+        "import ctypes, time\nt = time.monotonic_ns()\n"
+        "for _ in range(100): ctypes.CDLL(None).revati_charge(ctypes.c_int64(10**7))\n"
+        "print(time.monotonic_ns() - t)"
+    )
+    assert members.run(charging, charging, charging) == ["1000000000"] * 3
+    assert members.domain.now_s == pytest.approx(1)
+
+
+def test_loops_that_never_block_count_as_waiting(members: Members) -> None:
+    spinning = """
+import os, select, time
+def until(seconds, action):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        action()
+    return time.monotonic() - end
+poller = select.epoll()
+print(max(until(2, a) for a in (lambda: None, os.sched_yield, lambda: time.sleep(0), lambda: poller.poll(0))))
+"""
+    (late_s,) = members.run(spinning)
+    assert float(late_s) < 1e-3
+
+
+def test_idle_event_loops_of_listed_libraries_are_cheap() -> None:
+    """A loop that waits 10 ms at a time for descriptors, like gloo's, costs an hour's silence little."""
+    looping = """
+import ctypes, os, select, threading, time
+libc, epoll, buffer = ctypes.CDLL(None), select.epoll(), ctypes.create_string_buffer(64)
+read_end, write_end = os.pipe()
+epoll.register(read_end)
+heard = []
+def loop():
+    while libc.epoll_wait(epoll.fileno(), buffer, 4, 10) == 0: pass
+    heard.append(time.monotonic())
+threading.Thread(target=loop).start()
+time.sleep(3600.5)
+sent = time.monotonic()
+os.write(write_end, b"x")
+time.sleep(1)
+print(heard[0] - sent)
+"""
+    with Domain.create(idle_libraries=["libffi*", "_ctypes*"]) as domain:
+        assert Members(domain).run(looping) == ["0.0"]
+        assert domain.counters().grants < 10_000
+
+
+def test_event_loops_wake_on_time(members: Members) -> None:
+    counting = """
+import ctypes, select
+libc, epoll, buffer = ctypes.CDLL(None), select.epoll(), ctypes.create_string_buffer(64)
+libc.revati_now.restype = ctypes.c_int64
+begin = libc.revati_now()
+for _ in range(1000): libc.epoll_wait(epoll.fileno(), buffer, 4, 10)
+print(libc.revati_now() - begin)
+"""
+    assert members.run(counting) == [str(10 * 10**9)]
+
+
+def test_cpu_time_moves_clocks_by_the_factor() -> None:
+    burning = """
+import time
+begin, cpu = time.monotonic(), time.thread_time()
+while time.thread_time() - cpu < 0.2: pass
+print((time.monotonic() - begin) / (time.thread_time() - cpu))
+"""
+    with Domain.create(cpu_factor=3.0, skew_us=100) as domain:
+        (ratio,) = Members(domain).run(burning)
+    assert float(ratio) == pytest.approx(3, rel=0.02)
+
+
+def test_real_time_threads_do_not_hold_the_clock() -> None:
+    program = """
+import ctypes, threading, time
+def helper():
+    ctypes.CDLL(None).pthread_setname_np(ctypes.c_ulong(threading.get_ident()), b"watchdog_7")
+    event.wait(0.3)   # real time
+    done.append(1)
+event, done = threading.Event(), []
+thread = threading.Thread(target=helper); thread.start()
+begin = time.monotonic(); time.sleep(1000); slept = time.monotonic() - begin
+assert not done, "the helper's wait took virtual time"
+while not done: time.sleep(1)
+print(round(slept, 6))
+"""
+    with Domain.create(real_time_threads=["watchdog_*"]) as domain:
+        assert Members(domain).run(program) == ["1000.0"]
