@@ -16,7 +16,7 @@ from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcCh
 from revati.engines.sglang.batch import lengths_of
 from revati.engines.tokens import ordinary_token_id
 from revati.timing.attach import LaunchPricing
-from revati.virtual_time.host import IDLE_STEP, HostMeter, StepShape
+from revati.virtual_time.host import IDLE_STEP, HostMeter, StepKind, StepShape
 
 
 class Outbox:
@@ -58,6 +58,7 @@ class SteppedScheduler(Scheduler):  # type: ignore[misc]  # SGLang is not seen b
         self._turns = 0
         self._results: deque[Any] = deque()
         self._launched: dict[int, tuple[StepShape, list[int]]] = {}  # by result: step, sampled token ids
+        self.processed = IDLE_STEP  # whose outputs were handled last
         super().__init__(*args)
         self.run_event_loop()  # no turn: makes the loop's streams
 
@@ -128,6 +129,7 @@ class SteppedScheduler(Scheduler):  # type: ignore[misc]  # SGLang is not seen b
 
     def process_batch_result(self, batch: Any, result: Any) -> None:
         step, tokens = self._launched.pop(id(result))
+        self.processed = step
         with self.meter.waiting(step):
             if result.copy_done is not None:
                 result.copy_done.synchronize()
@@ -146,5 +148,5 @@ class SteppedScheduler(Scheduler):  # type: ignore[misc]  # SGLang is not seen b
             return StepShape("full" if graphs and num_reqs <= graphs.max_bs else "eager", num_reqs)
         graphs = runner.prefill_cuda_graph_runner
         captured = graphs and sum(lengths.query_lens) <= graphs.max_num_tokens
-        kind = "piecewise" if captured else "eager"
+        kind: StepKind = "piecewise" if captured else "eager"
         return StepShape(kind, num_reqs, lengths.prompt_tokens, lengths.num_prefills)
