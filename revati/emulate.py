@@ -10,7 +10,6 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from revati.provision import provision_missing
 from revati.search import cli, output
 from revati.search.build import build_objective, build_workload, one_spec
 from revati.search.progress import format_metric
@@ -36,7 +35,6 @@ def run(config: DictConfig, folder: Path, overrides: list[str], runner: str = RU
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     output.write_config(folder, config, overrides, workload)
-    provision_missing([spec.engine])
     print(f"{spec.model.name} on {spec.num_gpus} x {spec.gpu}, {len(workload)} requests; starting the engine")
     try:
         with interruptible(), open_server(runner, folder / "logs", spec.gpu, [spec.engine]) as server:

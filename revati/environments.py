@@ -38,7 +38,7 @@ def interpreter(engine: str) -> Path:
     python = environment_dir(engine) / "bin" / "python"
     if not python.exists():
         raise EnvironmentMissingError(
-            f"no environment for {engine} in {environment_dir(engine)}: run python -m revati.provision {engine}"
+            f"{engine} is not installed in {environment_dir(engine)}: run python -m revati.provision {engine}"
         )
     return python
 

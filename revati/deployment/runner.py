@@ -21,6 +21,7 @@ from revati.engines.warm import engine_module
 from revati.environments import interpreter
 from revati.interception.gpu import load_gpu
 from revati.interception.preload import emulated_environment
+from revati.provision import provision_missing
 from revati.spec import DeploymentSpec
 from revati.workload import Workload
 
@@ -52,6 +53,7 @@ class TemplateServer:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> TemplateServer:
+        provision_missing(self._engines)
         self._log_dir.mkdir(parents=True, exist_ok=True)
         (self._folder / "python").mkdir()
         (self._folder / "python" / "revati").symlink_to(Path(revati.__file__).parent)

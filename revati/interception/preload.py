@@ -9,7 +9,6 @@ from pathlib import Path
 import revati.interception
 from revati.interception.gpu import GpuDescription
 
-
 # Where an engine's own Python environment finds the libraries of this one.
 LIBRARY_VARIABLE = "REVATI_LIBRARY_DIR"
 

@@ -22,7 +22,7 @@ def apply_late_knobs(replica: SglangReplica, knobs: dict[str, Any]) -> None:
     if (running := knobs.get("max_running_requests")) is not None:
         if running > scheduler.max_running_requests:
             raise InfeasibleError(
-                f"max_running_requests={running}: SGLang has {scheduler.max_running_requests} slots by default"
+                f"max_running_requests={running}: SGLang makes {scheduler.max_running_requests} slots"
             )
         scheduler.max_running_requests = running
         # What SGLang derives of it where nothing is said; it bounds the running batch.

@@ -44,9 +44,7 @@ class SglangReplica:
             configure_logger(settings)
             publish(settings, role="scheduler")
             # SGLang raises these for what does not fit: settings, memory, or both.
-            self.scheduler = SteppedScheduler(
-                settings, PortArgs.init_new(settings), 0, 0, 0, 0, 0, 0, None
-            )
+            self.scheduler = SteppedScheduler(settings, PortArgs.init_new(settings), 0, 0, 0, 0, 0, 0, None)
         except (ValueError, AssertionError, RuntimeError, torch.OutOfMemoryError) as error:
             raise InfeasibleError(f"{type(error).__name__}: {error}") from error
         self.settings = settings
