@@ -1,6 +1,6 @@
 """Fit a host table for SGLang to the step logs of a calibration.
 
-    python -m revati.profile.sglang_host_fit --run DIR/host_tp1 ... [--tensor-parallel DIR/host_tp2 ...] --out FILE
+    python -m revati.profile.sglang_host_fit --run DIR/host_tp1 [--tensor-parallel DIR/host_tp2] --out FILE
 
 A DIR holds one engine's logs as `sglang_runs` writes them.  Phases are those of a vLLM step, so that one
 table format serves both: *schedule* is a turn of the event loop up to the launch, *execute* launches the
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import sys
 from dataclasses import dataclass
@@ -69,7 +70,8 @@ def _columns(path: Path) -> dict[str, list[Any]]:
 
 def samples_of(log: Log) -> dict[tuple[str, str], Samples]:
     """Observed costs of each phase and kind."""
-    steps, found = log.steps, {}
+    steps = log.steps
+    found: dict[tuple[str, str], Samples] = {}
     count, layers = len(steps["step"]), float(log.description["num_layers"])
 
     def features(requests: Array, tokens: Any = 0.0, prefills: Any = 0.0) -> Array:
@@ -110,7 +112,7 @@ def _frontend_samples(log: Log, layers: float) -> Samples:
     tokens = np.sort(np.array([t for request in log.requests for t in request["token_times_s"]]))
     sent = steps["send_end_s"]
     rows = np.flatnonzero(np.isfinite(sent))
-    for row, following in zip(rows, rows[1:], strict=False):
+    for row, following in itertools.pairwise(rows):
         within = tokens[np.searchsorted(tokens, sent[row]) : np.searchsorted(tokens, sent[following])]
         if len(within) == steps["processed_requests"][row]:
             features = np.array([[1.0, float(len(within)), 0.0, 0.0, layers]])
