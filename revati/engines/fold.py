@@ -74,6 +74,7 @@ class FoldedRanks:
         dist.all_gather_object = all_gather_object
         dist.broadcast_object_list = broadcast_object_list
         dist.barrier = lambda *_, **__: None
+        dist.monitored_barrier = lambda *_, **__: None
         torch.distributed.distributed_c10d.new_group = new_fake_group
         # Rank 0 writes to this queue and nobody reads it.
         message_queue.create_from_process_group = staticmethod(lambda *_, **__: None)
