@@ -9,7 +9,7 @@ class FoldedRanks(revati.engines.fold.FoldedRanks):
     """SGLang's ``world_size`` ranks, of which a few run here."""
 
     def __init__(self, world_size: int) -> None:
-        import sglang.srt.distributed.device_communicators.custom_all_reduce as custom_all_reduce
+        import sglang.srt.distributed.device_communicators.custom_all_reduce_utils as custom_all_reduce
         import sglang.srt.distributed.parallel_state as parallel_state
         from sglang.srt.distributed.device_communicators.shm_broadcast import MessageQueue
 
