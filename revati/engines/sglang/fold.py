@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 import revati.engines.fold
 
 
@@ -14,3 +16,5 @@ class FoldedRanks(revati.engines.fold.FoldedRanks):
         from sglang.srt.distributed.device_communicators.shm_broadcast import MessageQueue
 
         super().__init__(world_size, MessageQueue, (parallel_state, custom_all_reduce))
+        # PyTorch counted the GPUs while the engines were imported, before there were this many.
+        torch.cuda.can_device_access_peer = lambda *_: True
