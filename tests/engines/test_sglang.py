@@ -76,4 +76,6 @@ def test_two_ranks_are_folded_into_one_process(
     result = client.run(spec, workload, tmp_path)
     assert columns(result)["tokens"].tolist() == workload.output_tokens.tolist()
     kernels = pq.read_table(tmp_path / "kernels.parquet").to_pandas()
-    assert kernels.name.str.contains("cross_device_reduce").any()
+    reduced = kernels[kernels.name.str.contains("all_reduce|cross_device_reduce")]
+    assert set(reduced.kind) == {"collective"}
+    assert reduced.gpu_time_us.sum() > 0
