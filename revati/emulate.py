@@ -42,7 +42,7 @@ def run(config: DictConfig, folder: Path, overrides: list[str], runner: str | No
     output.write_config(folder, config, overrides, workload)
     print(f"{spec.model.name} on {spec.num_gpus} x {spec.gpu}, {len(workload)} requests; starting the engine")
     try:
-        with interruptible(), open_server(runner, folder / "logs", spec.gpu) as server:
+        with interruptible(), open_server(runner, folder / "logs", spec.gpu, [spec.engine]) as server:
             client = connect(runner, server.socket_path)
             result = run_trial(client, spec, workload, objective.request_slo, "emulate", folder)
     except KeyboardInterrupt:

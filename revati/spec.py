@@ -16,7 +16,12 @@ HostMode = Literal["table", "measured", "free"]
 HOST_MODES: tuple[str, ...] = get_args(HostMode)
 
 # Knobs that a forked trial applies to a warmed engine, so they are no part of its key.
-SCHEDULER_KNOBS: frozenset[str] = frozenset({"max_num_seqs", "max_num_batched_tokens"})
+SCHEDULER_KNOBS: frozenset[str] = frozenset(
+    {
+        *("max_num_seqs", "max_num_batched_tokens"),  # vLLM
+        *("max_running_requests", "max_prefill_tokens", "schedule_policy"),  # SGLang
+    }
+)
 
 _REQUIRED_CONFIG = (
     "hidden_size",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ class NoServer:
 
 
 @contextmanager
-def TemplateServer(log_dir: Path, gpu: str = "") -> Iterator[NoServer]:
+def TemplateServer(log_dir: Path, engines: Sequence[str] = ("vllm",), gpu: str = "") -> Iterator[NoServer]:
     yield NoServer(log_dir)
 
 

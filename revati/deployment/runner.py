@@ -10,14 +10,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+import revati
 from revati.deployment.wire import TrialRequest, TrialResult, receive_line
 from revati.engines.warm import engine_module
+from revati.environments import interpreter
 from revati.interception.gpu import load_gpu
 from revati.interception.preload import emulated_environment
+from revati.provision import provision_missing
 from revati.spec import DeploymentSpec
 from revati.workload import Workload
 
@@ -27,34 +31,52 @@ _START_TIMEOUT_S = 300.0
 _POLL_S = 0.2
 
 
+def _socket_path(sibling: Path, engine: str) -> Path:
+    return sibling.with_name(f"{engine}.sock")
+
+
 class TemplateServer:
-    """Context manager: the process that forks all engines of this node; its end ends them all.
+    """Context manager: the processes that fork all engines of this node, one per kind of engine.
+
+    Their end ends them all.
 
     Args:
         log_dir: keeps the engines' logs.
-        engine: which engine's code it imports.
+        engines: whose code is imported, each by its own Python.
         gpu: what that code sees when it is imported; the engines it forks say which GPUs they have.
     """
 
-    def __init__(self, log_dir: Path, engine: str = "vllm", gpu: str = "h200") -> None:
-        self._log_dir, self._engine, self._gpu = Path(log_dir), engine, gpu
+    def __init__(self, log_dir: Path, engines: Sequence[str] = ("vllm",), gpu: str = "h200") -> None:
+        self._log_dir, self._engines, self._gpu = Path(log_dir), engines, gpu
         self._folder = Path(tempfile.mkdtemp(prefix="revati-"))  # socket paths must be short
-        self.socket_path = self._folder / "engines.sock"
-        self._process: subprocess.Popen[bytes] | None = None
+        self.socket_path = _socket_path(self._folder / "any.sock", engines[0])
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> TemplateServer:
+        provision_missing(self._engines)
         self._log_dir.mkdir(parents=True, exist_ok=True)
+        (self._folder / "python").mkdir()
+        (self._folder / "python" / "revati").symlink_to(Path(revati.__file__).parent)
+        for engine in self._engines:
+            self._start(engine)
+        return self
+
+    def _start(self, engine: str) -> None:
+        python, socket_path = interpreter(engine), _socket_path(self.socket_path, engine)
         environment = emulated_environment(load_gpu(self._gpu), 1, os.environ)
-        environment.update(engine_module(self._engine).environment())
+        environment.update(engine_module(engine).environment())
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # doubles the import time of every start
-        command = [sys.executable, "-m", "revati.deployment.zygote"]
-        arguments = [str(self.socket_path), str(self._log_dir.resolve()), self._engine]
-        with (self._log_dir / "zygote.log").open("wb") as log:
-            self._process = subprocess.Popen(
+        if python != Path(sys.executable):
+            # Another environment: nothing of ours but this package.
+            environment["PYTHONPATH"] = str(self._folder / "python")
+        command = [str(python), "-m", "revati.deployment.zygote"]
+        arguments = [str(socket_path), str(self._log_dir.resolve()), engine]
+        with (self._log_dir / f"zygote_{engine}.log").open("wb") as log:
+            process = subprocess.Popen(
                 command + arguments, env=environment, stdout=log, stderr=log, start_new_session=True
             )
-        self.socket_path.with_suffix(".pid").write_text(str(self._process.pid))
-        return self
+        self._processes.append(process)
+        socket_path.with_suffix(".pid").write_text(str(process.pid))
 
     def __exit__(
         self,
@@ -62,11 +84,11 @@ class TemplateServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._process is not None:
+        for process in self._processes:
             # Engines and trials are in its session and die with their parents besides.
             with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -82,7 +104,7 @@ class TemplateClient:
         out_dir.mkdir(parents=True, exist_ok=True)
         workload_path = out_dir / "workload.parquet"
         workload.to_parquet(workload_path)
-        with self._connect() as connection:
+        with self._connect(_socket_path(self._socket_path, spec.engine)) as connection:
             connection.sendall(TrialRequest(spec, workload_path, out_dir).to_line())
             line = receive_line(connection)
         workload_path.unlink(missing_ok=True)
@@ -92,22 +114,21 @@ class TemplateClient:
             )
         return TrialResult.from_line(line)
 
-    def _server_lives(self) -> bool:
-        pid_file = self._socket_path.with_suffix(".pid")
+    def _server_lives(self, socket_path: Path) -> bool:
         try:
-            os.kill(int(pid_file.read_text()), 0)
+            os.kill(int(socket_path.with_suffix(".pid").read_text()), 0)
         except (FileNotFoundError, ProcessLookupError):
             return False
         return True
 
-    def _connect(self) -> socket.socket:
+    def _connect(self, socket_path: Path) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
         deadline = time.monotonic() + _START_TIMEOUT_S
         while True:  # the server listens once its imports are done
             try:
-                connection.connect(str(self._socket_path))
+                connection.connect(str(socket_path))
                 return connection
             except (FileNotFoundError, ConnectionRefusedError):
-                if time.monotonic() > deadline or not self._server_lives():
+                if time.monotonic() > deadline or not self._server_lives(socket_path):
                     raise
                 time.sleep(_POLL_S)

@@ -13,7 +13,7 @@ from revati.spec import DeploymentSpec
 from revati.timing.attach import LaunchPricing
 from revati.virtual_time.host import HostMeter
 
-_MODULES = {"vllm": "revati.engines.vllm.start"}
+_MODULES = {"sglang": "revati.engines.sglang.start", "vllm": "revati.engines.vllm.start"}
 
 
 @dataclass(slots=True)

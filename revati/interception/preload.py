@@ -9,8 +9,13 @@ from pathlib import Path
 import revati.interception
 from revati.interception.gpu import GpuDescription
 
+# Where an engine's own Python environment finds the libraries of this one.
+LIBRARY_VARIABLE = "REVATI_LIBRARY_DIR"
+
 
 def _library_dir() -> Path:
+    if named := os.environ.get(LIBRARY_VARIABLE):
+        return Path(named)
     # An editable install keeps Python files in the checkout and built libraries in site-packages.
     folders = [Path(folder) / "lib" for folder in revati.interception.__path__]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
@@ -46,6 +51,7 @@ def emulated_environment(gpu: GpuDescription, num_gpus: int, base: Mapping[str, 
     if inherited := base.get("LD_PRELOAD"):
         preload.append(inherited)
     environment["LD_PRELOAD"] = os.pathsep.join(preload)
+    environment[LIBRARY_VARIABLE] = str(LIBRARY_DIR)
     environment["REVATI_GPU"] = gpu.to_environment(num_gpus)
     environment["TRITON_LIBCUDA_PATH"] = str(LIBRARY_DIR)
     environment.pop("CUDA_VISIBLE_DEVICES", None)

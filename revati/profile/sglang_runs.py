@@ -315,7 +315,11 @@ class Session:
             "num_gpus": settings.tp_size * settings.pp_size,
             "tensor_parallel_size": settings.tp_size,
             "pipeline_parallel_size": settings.pp_size,
-            "engine_args": self.case.engine_args,
+            "engine_args": {
+                name: value
+                for name, value in self.case.engine_args.items()
+                if name not in ("tp_size", "pp_size")
+            },
             "resolved": {
                 **{key: value for key, value in info.items() if isinstance(value, int | float | str)},
                 "kv_cache_size_tokens": tokens,

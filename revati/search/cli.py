@@ -76,7 +76,6 @@ def help_text(name: str) -> str:
     text = (paths.conf_dir() / f"{name}.yaml").read_text()
     settings = text[text.index("_self_") + len("_self_") : text.index("\nhydra:")].strip()
     resume = "  resume=DIR goes on with an interrupted sweep.\n" if name == "sweep" else ""
-    knobs = {**DEPLOYMENT_KNOBS, **ENGINE_KNOBS["vllm"]}
     return (
         f"usage: python -m revati.{name} +model=NAME [GROUP=OPTION | SETTING=VALUE]...\n\n"
         f"  -m runs every combination of comma-separated values.\n"
@@ -84,9 +83,14 @@ def help_text(name: str) -> str:
         "Groups (conf/):\n"
         + "".join(f"  {group:10}{_accepted(group)}\n" for group in _groups(name))
         + "  The files of a group show its settings, e.g. workload.num_requests=500.\n\n"
-        "Settings:\n" + textwrap.indent(settings, "  ") + "\n\n"
-        "Knobs (vLLM's own names):\n"
-        + "".join(f"  {knob:30}{turned.accepted}\n" for knob, turned in knobs.items())
+        "Settings:\n"
+        + textwrap.indent(settings, "  ")
+        + "\n\n"
+        + "".join(
+            f"Knobs of {owner}:\n"
+            + "".join(f"  {knob:30}{turned.accepted}\n" for knob, turned in knobs.items())
+            for owner, knobs in {"a deployment": DEPLOYMENT_KNOBS, **ENGINE_KNOBS}.items()
+        )
         + "\nObjective metrics and SLO bounds (objective.metrics, objective.slo):\n"
         + textwrap.fill(", ".join(METRIC_COLUMNS), 100, initial_indent="  ", subsequent_indent="  ")
     )
@@ -107,7 +111,17 @@ def rewrite(arguments: Sequence[str]) -> list[str]:
     flags = [argument for argument in arguments if argument in ("-m", "--multirun")]
     others = [argument for argument in arguments if argument not in flags]
     others = _resume(others)
-    return flags + [_rewrite_one(argument) for argument in others]
+    rewritten = [_rewrite_one(argument) for argument in others]
+    return flags + [override for argument in rewritten for override in _several_engines(argument)]
+
+
+def _several_engines(argument: str) -> list[str]:
+    """``engine=[a,b]``: the group takes one option, the list goes to ``engines``."""
+    key, _, value = argument.partition("=")
+    if key != "engine" or not value.startswith("["):
+        return [argument]
+    names = [name.strip() for name in value.strip("[]").split(",")]
+    return [f"engine={names[0]}", f"engines=[{','.join(names)}]"]
 
 
 def _rewrite_one(argument: str) -> str:

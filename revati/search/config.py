@@ -97,6 +97,7 @@ class SweepConfig(EmulateConfig):
     """What ``python -m revati.sweep`` understands."""
 
     search: SearchConfig = MISSING
+    engines: list[str] = field(default_factory=list)  # several: engine=[vllm,sglang]
     search_space: str = "default"
     num_gpus: int = 8
     ray: RayConfig = field(default_factory=RayConfig)

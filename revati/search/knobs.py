@@ -67,7 +67,24 @@ _VLLM: dict[str, Knob] = {
     "dtype": Knob(str, choices=("auto", "bfloat16", "float16")),
 }
 
-ENGINE_KNOBS: dict[str, dict[str, Knob]] = {"vllm": _VLLM}
+_SGLANG: dict[str, Knob] = {
+    "max_running_requests": Knob(int, low=1, high=65536),
+    "chunked_prefill_size": Knob(int, low=1, high=1 << 20),
+    "max_prefill_tokens": Knob(int, low=1, high=1 << 20),
+    "mem_fraction_static": Knob(float, low=0.01, high=1.0),
+    "context_length": Knob(int, low=1),
+    "schedule_policy": Knob(str, choices=("fcfs", "lpm", "dfs-weight", "lof", "random")),
+    "schedule_conservativeness": Knob(float, low=0.0, high=10.0),
+    "num_continuous_decode_steps": Knob(int, low=1, high=64),
+    "enable_mixed_chunk": Knob(bool),
+    "disable_radix_cache": Knob(bool),
+    "disable_overlap_schedule": Knob(bool),
+    "cuda_graph_max_bs_decode": Knob(int, low=1, high=4096),
+    "cuda_graph_max_bs_prefill": Knob(int, low=1, high=1 << 20),
+    "dtype": Knob(str, choices=("auto", "bfloat16", "float16")),
+}
+
+ENGINE_KNOBS: dict[str, dict[str, Knob]] = {"sglang": _SGLANG, "vllm": _VLLM}
 
 
 def engine_knobs(engine: str) -> dict[str, Knob]:

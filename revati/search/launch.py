@@ -9,6 +9,12 @@ from typing import Any
 
 from revati.spec import DeploymentSpec
 
+# By engine: the server's command, and its names for the parallel sizes.
+_SERVERS = {
+    "sglang": ("python -m sglang.launch_server --model-path {}", "tp_size", "pp_size"),
+    "vllm": ("vllm serve {}", "tensor_parallel_size", "pipeline_parallel_size"),
+}
+
 
 def launch_script(spec: DeploymentSpec, served: str, environment: Mapping[str, str]) -> str:
     """A shell script that starts the deployment; further arguments are passed on.
@@ -40,20 +46,24 @@ def command(spec: DeploymentSpec, served: str) -> list[str]:
     Raises:
         NotImplementedError: an engine, or more than one replica, that there is no command for.
     """
-    if spec.engine != "vllm" or spec.replicas > 1:
+    if spec.engine not in _SERVERS or spec.replicas > 1:
         raise NotImplementedError(f"no launch command for {spec.replicas} replicas of {spec.engine}")
+    program, tensor_parallel, pipeline_parallel = _SERVERS[spec.engine]
     arguments: dict[str, Any] = {
-        "tensor_parallel_size": spec.tensor_parallel_size,
+        tensor_parallel: spec.tensor_parallel_size,
         "dtype": spec.model.dtype,
         **spec.engine_args,
     }
     if spec.pipeline_parallel_size > 1:
-        arguments["pipeline_parallel_size"] = spec.pipeline_parallel_size
-    return [f"vllm serve {shlex.quote(served)}", *(_option(name, value) for name, value in arguments.items())]
+        arguments[pipeline_parallel] = spec.pipeline_parallel_size
+    options = (_option(spec.engine, name, value) for name, value in arguments.items())
+    return [program.format(shlex.quote(served)), *filter(None, options)]
 
 
-def _option(name: str, value: Any) -> str:
+def _option(engine: str, name: str, value: Any) -> str:
     dashed = name.replace("_", "-")
     if isinstance(value, bool):
+        if engine == "sglang":  # its switches are only on
+            return f"--{dashed}" if value else ""
         return f"--{dashed}" if value else f"--no-{dashed}"
     return f"--{dashed} {shlex.quote(str(value))}"

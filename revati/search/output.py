@@ -97,7 +97,8 @@ def write_results(
     script = None
     if best is not None:
         served = config.model.hub_id or config.model.name
-        script = launch_script(problem.spec(ok[best][0]), served, deployment_environment(problem.engine))
+        spec = problem.spec(ok[best][0])
+        script = launch_script(spec, served, deployment_environment(spec.engine))
     summary = _write_recommended(folder / "recommended", objective, rows, recommended, script)
     if best is not None:
         _replace(folder / "recommended" / "deployment.json", problem.spec(ok[best][0]).to_json() + "\n")

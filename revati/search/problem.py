@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from revati.search.knobs import DEPLOYMENT_KNOBS
-from revati.search.space import Point
+from revati.search.space import ENGINE, Point
 from revati.spec import DeploymentSpec, HostSpec, ModelShape
 
 
@@ -25,15 +25,21 @@ class Problem:
     seed: int = 0
 
     def spec(self, point: Point) -> DeploymentSpec:
-        """The deployment that a point stands for; a knob of the point wins over an engine argument."""
+        """The deployment that a point stands for; a knob of the point wins over an engine argument.
+
+        A point of another engine has nothing of this one's arguments.
+        """
+        point = dict(point)
+        name = point.pop(ENGINE, self.engine)
+        arguments = self.engine_args if name == self.engine else {}
         deployment = {name: value for name, value in point.items() if name in DEPLOYMENT_KNOBS}
         engine = {name: value for name, value in point.items() if name not in DEPLOYMENT_KNOBS}
         return DeploymentSpec(
-            engine=self.engine,
+            engine=name,
             model=self.model,
             gpu=self.gpu,
             host=self.host,
-            engine_args={**self.engine_args, **engine},
+            engine_args={**arguments, **engine},
             timing_source=self.timing_source,
             timing_require=self.timing_require,
             seed=self.seed,

@@ -63,7 +63,8 @@ class Progress:
         self.say(f"        starting {spec.engine}{of}")
 
     def describe(self, row: Row) -> str:
-        return " ".join(f"{_SHORT_NAMES.get(name, name)}={row.get(name)}" for name in self._names)
+        known = ((name, row.get(name)) for name in self._names)  # another engine's knobs have no value
+        return " ".join(f"{_SHORT_NAMES.get(k, k)}={value}" for k, value in known if value is not None)
 
 
 def outcome(row: Row, objective: Objective) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import random
 import warnings
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from revati.search.errors import unknown
 from revati.search.objective import Objective
-from revati.search.space import Choice, Point, Range, SearchSpace, point_key
+from revati.search.space import ENGINE, Choice, JointSpace, Point, Range, SearchSpace, point_key
 
 ALGORITHMS = ("grid", "random", "tpe", "nsga2")
 
@@ -161,6 +162,29 @@ class OptunaProposer:
         }
 
 
+class EngineProposers:
+    """A proposer per engine, taking turns: engines share no knobs that a sampler could learn from."""
+
+    def __init__(self, proposers: dict[str, Proposer]) -> None:
+        self._proposers = proposers
+        self._turns = deque(proposers)
+
+    def propose(self, count: int) -> list[Point]:
+        points: list[Point] = []
+        while self._turns and len(points) < count:
+            engine = self._turns.popleft()
+            share = math.ceil((count - len(points)) / (len(self._turns) + 1))
+            found = self._proposers[engine].propose(share)
+            points += [{ENGINE: engine, **point} for point in found]
+            if found:  # else it has no more
+                self._turns.append(engine)
+        return points
+
+    def tell(self, point: Point, outcome: Outcome) -> None:
+        knobs = {name: value for name, value in point.items() if name != ENGINE}
+        self._proposers[point[ENGINE]].tell(knobs, outcome)
+
+
 def make_proposer(
     algorithm: str,
     space: SearchSpace,
@@ -176,6 +200,16 @@ def make_proposer(
     Raises:
         ConfigError: no such algorithm, or a space that it cannot search.
     """
+    if isinstance(space, JointSpace):
+        share = math.ceil(num_trials / len(space.parts))
+        return EngineProposers(
+            {
+                engine: make_proposer(
+                    algorithm, part, objective, share, seed=seed, startup=startup, population=population
+                )
+                for engine, part in space.parts.items()
+            }
+        )
     if algorithm == "grid":
         return ListProposer(list(space.grid()))
     if algorithm == "random":

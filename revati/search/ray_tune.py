@@ -54,6 +54,7 @@ class TrialSetup:
 
     runner: str  # module with TemplateServer and TemplateClient
     gpu: str
+    engines: tuple[str, ...]
     workload_path: Path
     workload_name: str
     request_slo: Slo
@@ -89,7 +90,7 @@ def run_campaign(
     with (
         interruptible(),
         _session_dir() as session,
-        open_server(setup.runner, setup.folder / "logs", setup.gpu) as server,
+        open_server(setup.runner, setup.folder / "logs", setup.gpu, setup.engines) as server,
         no_leftovers(str(session)),
         _ray(session, concurrency, dashboard, say),
     ):

@@ -20,7 +20,7 @@ from revati.search.objective import Objective
 from revati.search.problem import Problem
 from revati.search.progress import Progress
 from revati.search.proposers import ALGORITHMS, Proposer, make_proposer
-from revati.search.space import SearchSpace, load_space
+from revati.search.space import JointSpace, SearchSpace, load_joint_space, load_space
 from revati.workload import Workload
 
 
@@ -36,6 +36,10 @@ class Sweep:
     algorithm: str
 
     @property
+    def engines(self) -> tuple[str, ...]:
+        return tuple(self.space.parts) if isinstance(self.space, JointSpace) else (self.problem.engine,)
+
+    @property
     def total(self) -> int | None:
         """How many rows there will be, as far as it is known beforehand."""
         known = [count for count in (self.space.size, self.num_trials) if count is not None]
@@ -49,7 +53,7 @@ def build(config: DictConfig) -> Sweep:
         ConfigError: with one line that names what is accepted.
     """
     problem = build_problem(config, config.num_gpus)
-    space = load_space(config.search_space, problem.engine, plain(config.knobs))
+    space = _space(config, problem)
     search = config.search
     if search.algorithm not in ALGORITHMS:
         raise unknown("search.algorithm", search.algorithm, ALGORITHMS)
@@ -64,6 +68,15 @@ def build(config: DictConfig) -> Sweep:
     return Sweep(
         problem, build_objective(config), space, build_workload(config), search.num_trials, search.algorithm
     )
+
+
+def _space(config: DictConfig, problem: Problem) -> SearchSpace:
+    engines, knobs = list(dict.fromkeys(config.engines)), plain(config.knobs)
+    if len(engines) < 2:
+        return load_space(config.search_space, problem.engine, knobs)
+    if config.search_space != "default":
+        raise ConfigError(f"search_space={config.search_space}: accepted with several engines: default")
+    return load_joint_space(engines, knobs)
 
 
 def check_sweep(config: DictConfig) -> None:
@@ -109,6 +122,7 @@ def run_sweep(config: DictConfig, folder: Path, overrides: list[str], runner: st
         setup = TrialSetup(
             runner or build_runner(config),
             sweep.problem.gpu,
+            sweep.engines,
             folder / output.WORKLOAD,
             sweep.workload.name,
             sweep.objective.request_slo,
@@ -135,8 +149,9 @@ def run_sweep(config: DictConfig, folder: Path, overrides: list[str], runner: st
 def _headline(sweep: Sweep, folder: Path, concurrency: int, done: int) -> str:
     total = sweep.total if sweep.total is not None else "all"
     resumed = f", {done} of them done before" if done else ""
+    engines = " and ".join(sweep.engines)
     return (
-        f"{sweep.problem.model.name} on {sweep.problem.gpu} with {sweep.problem.engine}: {total} trials"
+        f"{sweep.problem.model.name} on {sweep.problem.gpu} with {engines}: {total} trials"
         f"{resumed} by {sweep.algorithm} over {', '.join(sweep.space.domains)}; "
         f"{len(sweep.workload)} requests each, {concurrency} at a time.\n"
         f"The first trial of each engine setting includes an engine start, about a minute.\nOutput: {folder}"

@@ -7,7 +7,7 @@ nothing here loads an engine.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -41,10 +41,12 @@ class Client(Protocol):
     def run(self, spec: DeploymentSpec, workload: Workload, out_dir: Path) -> TrialResult: ...
 
 
-def open_server(runner: str, log_dir: Path, gpu: str) -> AbstractContextManager[Server]:
+def open_server(
+    runner: str, log_dir: Path, gpu: str, engines: Sequence[str]
+) -> AbstractContextManager[Server]:
     """The runner's ``TemplateServer``, to be used in a ``with``."""
     module: Any = importlib.import_module(runner)
-    return cast(AbstractContextManager[Server], module.TemplateServer(log_dir, gpu=gpu))
+    return cast(AbstractContextManager[Server], module.TemplateServer(log_dir, engines, gpu))
 
 
 def connect(runner: str, socket_path: Path) -> Client:

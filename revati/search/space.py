@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import yaml
 
 from revati import paths
 from revati.search.errors import ConfigError, unknown
-from revati.search.knobs import Knob, knob
+from revati.search.knobs import DEPLOYMENT_KNOBS, Knob, engine_knobs, knob
 
 Point = dict[str, Any]
+ENGINE = "engine"  # the key of a point in a sweep over several engines
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,37 @@ class SearchSpace:
         return {name: domain.draw(rng) for name, domain in self.domains.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class JointSpace(SearchSpace):
+    """Several engines' spaces side by side; a point says by its ``engine`` in which it lies.
+
+    ``domains`` are those of all parts, for those who list the knobs.
+    """
+
+    parts: dict[str, SearchSpace]
+
+    @classmethod
+    def of(cls, parts: dict[str, SearchSpace]) -> JointSpace:
+        domains: dict[str, Domain] = {ENGINE: Choice(tuple(parts))}
+        for part in parts.values():
+            domains |= part.domains
+        return cls(domains, parts)
+
+    @property
+    def size(self) -> int | None:
+        sizes = [part.size for part in self.parts.values()]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    def grid(self) -> Iterator[Point]:
+        for engine, part in self.parts.items():
+            for point in part.grid():
+                yield {ENGINE: engine, **point}
+
+    def draw(self, rng: random.Random) -> Point:
+        engine = rng.choice(list(self.parts))
+        return {ENGINE: engine, **self.parts[engine].draw(rng)}
+
+
 def point_key(point: Point) -> tuple[tuple[str, Any], ...]:
     """The point as something hashable, whatever the order of its knobs."""
     return tuple(sorted(point.items()))
@@ -97,6 +129,8 @@ def load_space(name: str, engine: str, overrides: Mapping[str, Any]) -> SearchSp
     Raises:
         ConfigError: no such space, an unknown knob, or a value that a knob does not take.
     """
+    if name == "default" and engine != "vllm":
+        name = engine
     path = Path(name) if name.endswith(".yaml") else paths.search_spaces_dir() / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in paths.search_spaces_dir().glob("*.yaml"))
@@ -111,6 +145,24 @@ def load_space(name: str, engine: str, overrides: Mapping[str, Any]) -> SearchSp
         raise ConfigError(f"search space {path} is for engine {content['engine']!r}, not for {engine!r}")
     knobs = {**(content["knobs"] or {}), **overrides}
     return SearchSpace({key: parse_domain(engine, key, value) for key, value in knobs.items()})
+
+
+def load_joint_space(engines: Sequence[str], overrides: Mapping[str, Any]) -> JointSpace:
+    """Each engine's default space; an override concerns the engines that have the knob.
+
+    Raises:
+        ConfigError: a knob that no engine has, or a value that a knob does not take.
+    """
+    known = {engine: {**DEPLOYMENT_KNOBS, **engine_knobs(engine)} for engine in engines}
+    for name in overrides:
+        if not any(name in knobs for knobs in known.values()):
+            raise unknown("knob", name, {name: None for knobs in known.values() for name in knobs})
+    return JointSpace.of(
+        {
+            engine: load_space("default", engine, {k: v for k, v in overrides.items() if k in known[engine]})
+            for engine in engines
+        }
+    )
 
 
 def parse_domain(engine: str, name: str, value: Any) -> Domain:

@@ -82,8 +82,10 @@ def _emulated(options: Options, cases: Sequence[Case]) -> Mapping[str, Predictio
     if not options.emulate:
         return validate(options, cases, None)
     from revati.deployment.runner import TemplateClient, TemplateServer
+    from revati.engines.warm import engine_names
 
-    with TemplateServer(options.out / "logs") as server:
+    engines = sorted({case.description["engine"] for case in cases} & set(engine_names()))
+    with TemplateServer(options.out / "logs", engines or ["vllm"]) as server:
 
         def emulate(spec: DeploymentSpec, workload: Workload, folder: Path) -> Any:
             return TemplateClient(server.socket_path).run(spec, workload, folder)

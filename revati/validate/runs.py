@@ -25,7 +25,8 @@ from revati.workload import Workload
 
 MANIFEST = "manifest.yaml"
 # Recorded by a run under its resolved settings, because the defaults depend on how the engine was started.
-RESOLVED_SETTINGS = ("max_num_seqs", "max_num_batched_tokens")
+RESOLVED_SETTINGS = {"vllm": ("max_num_seqs", "max_num_batched_tokens"), "sglang": ()}
+_PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "tp_size", "pp_size")
 
 
 class ValidationError(ValueError):
@@ -117,14 +118,13 @@ class Case:
             Unsupported: settings that the emulation doesn't cover yet, or a model of unknown shape.
         """
         content = self.description
-        if content["engine"] != "vllm":
-            raise Unsupported(f"engine {content['engine']}: only vllm is emulated so far")
+        if content["engine"] not in RESOLVED_SETTINGS:
+            known = ", ".join(RESOLVED_SETTINGS)
+            raise Unsupported(f"engine {content['engine']}: only {known} are emulated so far")
         arguments = {
-            name: value
-            for name, value in content["engine_args"].items()
-            if name not in ("tensor_parallel_size", "pipeline_parallel_size")
+            name: value for name, value in content["engine_args"].items() if name not in _PARALLEL_SIZES
         }
-        for name in RESOLVED_SETTINGS:
+        for name in RESOLVED_SETTINGS[content["engine"]]:
             arguments.setdefault(name, content["resolved"][name])
         return DeploymentSpec(
             engine=content["engine"],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ DIES, CRASHES, TOO_BIG, SLOW = 7001, 7002, 7003, 7004
 
 
 class TemplateServer:
-    def __init__(self, log_dir: Path, gpu: str) -> None:
+    def __init__(self, log_dir: Path, engines: Sequence[str], gpu: str) -> None:
         self.log_dir = log_dir
         self.socket_path = log_dir / "socket"
 

@@ -30,7 +30,7 @@ REFUSALS = [
     (["+model=llama7b", "gpu=h300"], "unknown gpu 'h300'; accepted: a100, b200, h100, h200, l40s"),
     (["+model=llama7b", "timing.source=x"], "timing.source='x' is unknown; known: kernel_db, aiconfigurator"),
     (["+model=llama7b", "gpu=l40s", "timing.source=kernel_db"], "kernel_db: has h200; on a machine"),
-    (["+model=llama7b", "engine=tgi"], "unknown engine 'tgi'; accepted: vllm"),
+    (["+model=llama7b", "engine=tgi"], "unknown engine 'tgi'; accepted: sglang, vllm"),
     (["+model=llama7b", "search=bayes"], "unknown search 'bayes'; accepted: grid, nsga2, random, tpe"),
     (["+model=llama7b", "objective=x"], "unknown objective 'x'; accepted: batch, goodput, serving"),
     (["+model=llama7b", "workload=x"], "unknown workload 'x'; accepted: fixed, offline, sharegpt, trace"),

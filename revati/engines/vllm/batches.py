@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from revati.engines.tokens import ordinary_token_id
+
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.outputs import ModelRunnerOutput
-
-# Ordinary ids: neither the special ones at the vocabulary's ends nor always the same.
-_FIRST_TOKEN_ID, _TOKEN_ID_STRIDE = 100, 7919
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +55,8 @@ class BatchReader:
             if computed[req_id] < prefill_len:
                 num_prefills += 1
                 prompt_tokens += new_tokens
-            ordinary = _FIRST_TOKEN_ID + context * _TOKEN_ID_STRIDE % max(
-                1, self._vocab_size - 2 * _FIRST_TOKEN_ID
-            )
-            samples[req_id] = ordinary if context >= prefill_len else None
+            token_id = ordinary_token_id(context, self._vocab_size)
+            samples[req_id] = token_id if context >= prefill_len else None
         for req_id in scheduled.finished_req_ids:
             self._prefill_lens.pop(req_id, None)
         return Batch(query_lens, context_lens, samples, num_prefills, prompt_tokens)

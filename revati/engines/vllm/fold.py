@@ -1,80 +1,17 @@
-"""One process stands for all ranks of a tensor-parallel group, and runs one worker per pipeline stage.
-
-The ranks of a tensor-parallel group run the same steps on slices of the same tensors.  So the first rank
-of each stage runs for real, with process groups that contain all ranks but exchange nothing, and collectives
-are priced for the group's size.  Assumes that a group's ranks are symmetric.
-"""
+"""vLLM's ranks in one process, see `revati.engines.fold`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
-
-import torch
-import torch.distributed as dist
+import revati.engines.fold
 
 
-class FoldedRanks:
-    """This process's `torch.distributed`: ``world_size`` ranks of which a few run here, one at a time."""
+class FoldedRanks(revati.engines.fold.FoldedRanks):
+    """vLLM's ``world_size`` ranks, of which a few run here."""
 
     def __init__(self, world_size: int) -> None:
-        self._rank = 0  # that runs at present
-        self._fold(world_size)
-
-    @contextmanager
-    def as_rank(self, rank: int) -> Iterator[None]:
-        """Run the block as this rank, on its GPU."""
-        self._rank, previous = rank, self._rank
-        try:
-            with torch.cuda.device(rank):
-                yield
-        finally:
-            self._rank = previous
-
-    def _fold(self, world_size: int) -> None:
         import vllm.distributed.device_communicators.base_device_communicator as base_communicator
         import vllm.distributed.device_communicators.custom_all_reduce as custom_all_reduce
         import vllm.distributed.parallel_state as parallel_state
-        from torch.testing._internal.distributed.fake_pg import FakeStore
         from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
 
-        new_group, get_rank, init = dist.new_group, dist.get_rank, dist.init_process_group
-
-        def init_process_group(*_: Any, **__: Any) -> None:
-            init(backend="fake", store=FakeStore(), rank=0, world_size=world_size)
-
-        def rank_here(group: Any = None) -> int:
-            return self._rank if group is None else int(get_rank(group))
-
-        def new_fake_group(ranks: Sequence[int] | None = None, *_: Any, **__: Any) -> Any:
-            # For torch this process is rank 0 for ever: the rank that runs changes places with it.
-            swapped = {self._rank: 0, 0: self._rank}
-            return new_group([swapped.get(rank, rank) for rank in ranks or range(world_size)], backend="fake")
-
-        def all_gather_object(objects: list[Any], mine: Any, group: Any = None) -> None:
-            objects[:] = [mine] * len(objects)
-
-        mine: list[Any] = []
-
-        def broadcast_object_list(objects: list[Any], src: int | None = None, *_: Any, **__: Any) -> None:
-            # Ranks broadcast in turn, the running one first; the others would have sent the like of its own.
-            if src in (None, self._rank):
-                mine[:] = objects
-            else:
-                objects[:] = mine
-
-        def same_node(group: Any, source_rank: int = 0) -> list[bool]:
-            return [True] * dist.get_world_size(group)
-
-        dist.init_process_group = init_process_group
-        dist.get_rank = rank_here
-        dist.new_group = new_fake_group
-        dist.all_gather_object = all_gather_object
-        dist.broadcast_object_list = broadcast_object_list
-        dist.barrier = lambda *_, **__: None
-        torch.distributed.distributed_c10d.new_group = new_fake_group
-        # Rank 0 writes to this queue and nobody reads it.
-        MessageQueue.create_from_process_group = staticmethod(lambda *_, **__: None)
-        for module in (parallel_state, custom_all_reduce, base_communicator):
-            module.in_the_same_node_as = same_node
+        super().__init__(world_size, MessageQueue, (parallel_state, custom_all_reduce, base_communicator))

@@ -7,17 +7,15 @@ A `vllm.general_plugins` plug-in.  It does nothing unless the process belongs to
 from __future__ import annotations
 
 import functools
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from revati.engines.common import host_costs
 from revati.engines.emulation import Emulation
 from revati.interception.core import NativeCore
-from revati.virtual_time.host import FreeHost, HostCosts, HostMeter, MeasuredHost, TableHost
-from revati.virtual_time.host_table import HostTable
-from revati.virtual_time.speed import probe_ns
+from revati.virtual_time.host import FreeHost, HostCosts, HostMeter
 
 _REFUSAL_VARIABLE = "REVATI_REFUSAL_FILE"
 
@@ -76,12 +74,13 @@ def telling_refusals(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _host_costs(emulation: Emulation, vllm_config: Any) -> HostCosts:
-    host = emulation.host
-    if host.mode == "free" or "REVATI_DOMAIN" not in os.environ:
+    if "REVATI_DOMAIN" not in os.environ:
         return FreeHost()
-    table = HostTable.load(host.name)
     parallel = vllm_config.parallel_config
-    tp, pp = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
-    layers = math.ceil(vllm_config.model_config.get_total_num_hidden_layers() / pp)
-    costs = TableHost(table, layers, tp, pp)
-    return MeasuredHost(costs, table.cpu_factor(probe_ns())) if host.mode == "measured" else costs
+    return host_costs(
+        emulation.host,
+        emulation.host.name,
+        vllm_config.model_config.get_total_num_hidden_layers(),
+        parallel.tensor_parallel_size,
+        parallel.pipeline_parallel_size,
+    )

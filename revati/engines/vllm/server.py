@@ -13,8 +13,9 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from revati.engines.base import InfeasibleError, Request, RequestOutput
+from revati.engines.common import write_model_folder
 from revati.engines.vllm.processes import tell_refusals_to
-from revati.engines.vllm.settings import engine_arguments, write_model_folder
+from revati.engines.vllm.settings import engine_arguments
 from revati.spec import DeploymentSpec
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,6 @@ IN_PROCESS_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
-
-
-def write_model_folder(spec: DeploymentSpec, folder: Path) -> Path:
-    """Write the model's ``config.json``, which is all that vLLM needs with dummy weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(spec.model.hf_config))
-    return folder
 
 
 def engine_arguments(spec: DeploymentSpec, model_folder: Path) -> dict[str, Any]:

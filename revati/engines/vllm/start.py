@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import importlib
-import math
 import os
 from dataclasses import replace
 from pathlib import Path
 
-from revati.engines.base import InfeasibleError, Server
+from revati.engines.base import Server
+from revati.engines.common import deployment_costs, rank_shape, write_model_folder
 from revati.engines.vllm.memory import Limits
 from revati.engines.vllm.settings import (
     DEPLOYMENT_ENVIRONMENT,
     EMULATION_ENVIRONMENT,
     IN_PROCESS_ENVIRONMENT,
-    write_model_folder,
 )
 from revati.engines.warm import WarmEngine
 from revati.interception.core import NativeCore
 from revati.interception.gpu import load_gpu
-from revati.spec import DeploymentSpec, HostSpec, ModelShape
+from revati.spec import DeploymentSpec, HostSpec
 from revati.timing.attach import LaunchPricing
-from revati.timing.estimate import RankShape
 from revati.timing.source import source
-from revati.virtual_time.host import FreeHost, HostCosts, HostMeter, MeasuredHost, TableHost
-from revati.virtual_time.host_table import HostTable
-from revati.virtual_time.speed import probe_ns
+from revati.virtual_time.host import HostMeter
 
 # vLLM's defaults of an H200 server are within these, and its defaults for offline use at them.
 _WIDEST = {"max_num_seqs": 1024, "max_num_batched_tokens": 16384}
@@ -74,7 +70,7 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     gpu = load_gpu(spec.gpu)
     core = NativeCore()
     core.configure(gpu.to_environment(spec.tensor_parallel_size * spec.pipeline_parallel_size))
-    shape = _rank_shape(spec.model, spec.tensor_parallel_size)
+    shape = rank_shape(spec.model, spec.tensor_parallel_size)
     timings = source(spec.timing_source).open(spec.gpu, shape)
     pricing = LaunchPricing(core, timings, gpu, full_graphs=not spec.engine_args.get("enforce_eager", False))
     model_folder = write_model_folder(spec, work_dir / "model")
@@ -103,7 +99,7 @@ def prepare(warm: WarmEngine, spec: DeploymentSpec) -> None:
 
     assert isinstance(warm.replica, VllmReplica)
     apply_limits(warm.replica, Limits(**_limits(spec)))
-    warm.meter.set_costs(_host_costs(spec))
+    warm.meter.set_costs(deployment_costs(spec, spec.host.name))
     warm.core.set_allocations_wait(not spec.warmed_up)
 
 
@@ -121,18 +117,3 @@ def _template_spec(spec: DeploymentSpec) -> DeploymentSpec:
     )
     arguments = {**spec.engine_args, **(_WIDEST if shared else limits)}
     return replace(spec, engine_args=arguments)
-
-
-def _rank_shape(model: ModelShape, tp: int) -> RankShape:
-    if model.num_attention_heads % tp:
-        raise InfeasibleError(f"{model.num_attention_heads} attention heads cannot be divided by TP={tp}")
-    return RankShape.of(model, tp)
-
-
-def _host_costs(spec: DeploymentSpec) -> HostCosts:
-    if spec.host.mode == "free":
-        return FreeHost()
-    table = HostTable.load(spec.host.name)
-    layers = math.ceil(spec.model.num_hidden_layers / spec.pipeline_parallel_size)
-    costs = TableHost(table, layers, spec.tensor_parallel_size, spec.pipeline_parallel_size)
-    return MeasuredHost(costs, table.cpu_factor(probe_ns())) if spec.host.mode == "measured" else costs

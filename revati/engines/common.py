@@ -1,0 +1,52 @@
+"""What starting an engine needs whichever it is."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from revati.engines.base import InfeasibleError
+from revati.spec import DeploymentSpec, HostSpec, ModelShape
+from revati.timing.estimate import RankShape
+from revati.virtual_time.host import FreeHost, HostCosts, MeasuredHost, TableHost
+from revati.virtual_time.host_table import HostTable
+from revati.virtual_time.speed import probe_ns
+
+
+def write_model_folder(spec: DeploymentSpec, folder: Path) -> Path:
+    """Write the model's ``config.json``, which is all that an engine needs with dummy weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(spec.model.hf_config))
+    return folder
+
+
+def rank_shape(model: ModelShape, tp: int) -> RankShape:
+    """One rank's slice of the model.
+
+    Raises:
+        InfeasibleError: the heads cannot be divided.
+    """
+    if model.num_attention_heads % tp:
+        raise InfeasibleError(f"{model.num_attention_heads} attention heads cannot be divided by TP={tp}")
+    return RankShape.of(model, tp)
+
+
+def host_costs(host: HostSpec, table_name: str, num_layers: int, tp: int, pp: int) -> HostCosts:
+    """Host time as ``host.mode`` says, from the table of that name, for a model of so many layers."""
+    if host.mode == "free":
+        return FreeHost()
+    table = HostTable.load(table_name)
+    costs = TableHost(table, math.ceil(num_layers / pp), tp, pp)
+    return MeasuredHost(costs, table.cpu_factor(probe_ns())) if host.mode == "measured" else costs
+
+
+def deployment_costs(spec: DeploymentSpec, table_name: str) -> HostCosts:
+    """`host_costs` of a deployment's engines."""
+    return host_costs(
+        spec.host,
+        table_name,
+        spec.model.num_hidden_layers,
+        spec.tensor_parallel_size,
+        spec.pipeline_parallel_size,
+    )

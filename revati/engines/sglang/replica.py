@@ -1,0 +1,100 @@
+"""One SGLang scheduler with its worker, driven turn by turn in virtual time."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from sglang.srt.managers.io_struct import BatchTokenIDOutput, TokenizedGenerateReqInput
+from sglang.srt.runtime_context import publish
+from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.server_args import PortArgs, ServerArgs
+from sglang.srt.utils import configure_logger
+
+from revati.engines.base import InfeasibleError, Request, RequestOutput
+from revati.engines.sglang.fold import FoldedRanks
+from revati.engines.sglang.kernels import use_measured_norms
+from revati.engines.sglang.scheduler import SteppedScheduler
+from revati.engines.sglang.settings import server_arguments
+from revati.spec import DeploymentSpec
+from revati.timing.attach import LaunchPricing
+from revati.virtual_time.host import IDLE_STEP, HostMeter
+
+
+class SglangReplica:
+    """One SGLang engine with its server's default settings, in this process.
+
+    Raises:
+        InfeasibleError: SGLang refuses the configuration.
+    """
+
+    def __init__(
+        self, spec: DeploymentSpec, model_folder: Path, pricing: LaunchPricing, meter: HostMeter
+    ) -> None:
+        use_measured_norms()
+        SteppedScheduler.attach(pricing, meter)
+        self._meter = meter
+        if spec.tensor_parallel_size > 1:
+            FoldedRanks(spec.tensor_parallel_size)
+        try:
+            settings = ServerArgs(**server_arguments(spec, model_folder))
+            configure_logger(settings)
+            publish(settings, role="scheduler")
+            # SGLang raises these for what does not fit: settings, memory, or both.
+            self.scheduler = SteppedScheduler(settings, PortArgs.init_new(settings), 0, 0, 0, 0, 0, 0, None)
+        except (ValueError, AssertionError, RuntimeError, torch.OutOfMemoryError) as error:
+            raise InfeasibleError(f"{type(error).__name__}: {error}") from error
+        self.settings = settings
+
+    @property
+    def kv_cache_blocks(self) -> int:
+        """Tokens that the KV cache holds, in pages (of one token by default)."""
+        return int(self.scheduler.max_total_num_tokens) // int(self.settings.page_size)
+
+    def add(self, request: Request) -> None:
+        """Take one request out of the input queue."""
+        message = self._message(request)
+        with self._meter.phase("input", IDLE_STEP):
+            self.scheduler.process_input_requests([message])
+
+    def has_work(self) -> bool:
+        return bool(self.scheduler.has_work())
+
+    def step(self) -> Sequence[RequestOutput]:
+        sent: list[RequestOutput] = []
+        for output in self.scheduler.turn():
+            if not isinstance(output, BatchTokenIDOutput):
+                raise RuntimeError(f"SGLang sent {type(output).__name__}: {output}")
+            sent.extend(_outputs(output))
+        if sent:
+            self._meter.charge("output", self.scheduler.processed)
+        return sent
+
+    def _message(self, request: Request) -> TokenizedGenerateReqInput:
+        parameters = SamplingParams(temperature=0.0, max_new_tokens=request.output_tokens, ignore_eos=True)
+        parameters.normalize(None)
+        return TokenizedGenerateReqInput(
+            rid=str(request.index),
+            input_text=None,
+            input_ids=array("q", request.prompt_token_ids),
+            input_embeds=None,
+            mm_inputs=None,
+            token_type_ids=None,
+            sampling_params=parameters,
+            return_logprob=False,
+            logprob_start_len=-1,
+            top_logprobs_num=0,
+            token_ids_logprob=None,
+            stream=True,
+        )
+
+
+def _outputs(batch: Any) -> list[RequestOutput]:
+    assert batch.output_ids is not None
+    return [
+        RequestOutput(index=int(rid), new_tokens=len(tokens), finished=reason is not None)
+        for rid, tokens, reason in zip(batch.rids, batch.output_ids, batch.finished_reasons, strict=True)
+    ]

@@ -1,0 +1,48 @@
+"""How SGLang is started under emulation: environment, arguments, and the same for a real launch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from revati import environments
+from revati.spec import DeploymentSpec
+
+# What the emulated deployment assumes of a real one; belongs into the launch command.
+# The second version of SGLang's all-reduce is built on symmetric memory, which nobody has measured yet.
+DEPLOYMENT_ENVIRONMENT = {"SGLANG_OPT_USE_CUSTOM_ALL_REDUCE_V2": "0"}
+
+# Only for running without a GPU and a network.
+EMULATION_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "SGLANG_SKIP_P2P_CHECK": "1",
+    "SGLANG_PLUGINS": "none",  # logs of real engines
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+}
+
+
+def process_environment() -> dict[str, str]:
+    """Variables of the engine's process; SGLang compiles a few kernels with the nvcc of its environment."""
+    return {
+        **DEPLOYMENT_ENVIRONMENT,
+        **EMULATION_ENVIRONMENT,
+        "CUDA_HOME": str(environments.cuda_home("sglang")),
+        "TVM_FFI_CACHE_DIR": str(environments.cache_dir() / "tvm-ffi"),
+    }
+
+
+def server_arguments(spec: DeploymentSpec, model_folder: Path) -> dict[str, Any]:
+    """Keyword arguments of ``sglang.srt.server_args.ServerArgs`` for one replica."""
+    return {
+        "model_path": str(model_folder),
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "tp_size": spec.tensor_parallel_size,
+        "pp_size": spec.pipeline_parallel_size,
+        "random_seed": spec.seed,
+        "log_level": "info",
+        **spec.engine_args,
+    }

@@ -1,0 +1,87 @@
+"""Starts SGLang for emulation (see `revati.engines.warm.EngineModule`)."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from revati.engines.base import InfeasibleError
+from revati.engines.common import deployment_costs, rank_shape, write_model_folder
+from revati.engines.sglang.settings import process_environment
+from revati.engines.warm import WarmEngine
+from revati.interception.core import NativeCore
+from revati.interception.gpu import load_gpu
+from revati.spec import DeploymentSpec, HostSpec
+from revati.timing.attach import LaunchPricing
+from revati.timing.source import source
+from revati.virtual_time.host import HostMeter
+
+# What a forked trial sets on a warmed scheduler, and that nothing else was derived from.
+LATE_KNOBS = frozenset({"max_running_requests", "max_prefill_tokens", "schedule_policy"})
+
+
+def environment() -> dict[str, str]:
+    return process_environment()
+
+
+def preload() -> None:
+    for module in (
+        "torch",
+        "sglang.srt.managers.scheduler",
+        "sglang.srt.managers.tp_worker",
+        "sglang.srt.model_executor.model_runner",
+        "sglang.srt.models.llama",
+        "revati.engines.sglang.replica",
+    ):
+        importlib.import_module(module)
+    import torch
+    import tqdm
+
+    # The emulated device has no context that a fork could break, and a progress bar's thread no use.
+    torch.cuda._is_in_bad_fork = lambda: False
+    tqdm.tqdm.monitor_interval = 0
+
+
+def template_key(spec: DeploymentSpec) -> str:
+    # A warmed engine knows nothing of the host that its trials assume, nor of what they demand of timings.
+    any_host = replace(spec, host=HostSpec("any", "free"), timing_require=None)
+    return any_host.engine_key(scheduler_knobs=LATE_KNOBS)
+
+
+def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
+    from revati.engines.sglang.replica import SglangReplica
+
+    if spec.pipeline_parallel_size > 1:
+        raise InfeasibleError("SGLang's pipeline parallelism is not emulated yet: pipeline_parallel_size=1")
+    gpu = load_gpu(spec.gpu)
+    core = NativeCore()
+    core.configure(gpu.to_environment(spec.tensor_parallel_size))
+    timings = source(spec.timing_source).open(spec.gpu, rank_shape(spec.model, spec.tensor_parallel_size))
+    pricing = LaunchPricing(core, timings, gpu)
+    model_folder = write_model_folder(spec, work_dir / "model")
+    meter = HostMeter(core)
+    pricing.own_time = meter.excluded
+    replica = SglangReplica(_without_late_knobs(spec), model_folder, pricing, meter)
+    return WarmEngine(replica, core, meter, pricing)
+
+
+def before_fork(warm: WarmEngine, spec: DeploymentSpec) -> None:
+    """Nothing that later trials could reuse."""
+
+
+def prepare(warm: WarmEngine, spec: DeploymentSpec) -> None:
+    from revati.engines.sglang.limits import apply_late_knobs
+    from revati.engines.sglang.replica import SglangReplica
+
+    assert isinstance(warm.replica, SglangReplica)
+    late: dict[str, Any] = {name: spec.engine_args[name] for name in LATE_KNOBS & spec.engine_args.keys()}
+    apply_late_knobs(warm.replica, late)
+    warm.meter.set_costs(deployment_costs(spec, f"{spec.host.name}_sglang"))
+    warm.core.set_allocations_wait(not spec.warmed_up)
+
+
+def _without_late_knobs(spec: DeploymentSpec) -> DeploymentSpec:
+    early = {name: value for name, value in spec.engine_args.items() if name not in LATE_KNOBS}
+    return replace(spec, engine_args=early)

@@ -1,0 +1,213 @@
+"""Fit a host table for SGLang to the step logs of a calibration.
+
+    python -m revati.profile.sglang_host_fit --run DIR/host_tp1 [--tensor-parallel DIR/host_tp2] --out FILE
+
+A DIR holds one engine's logs as `sglang_runs` writes them.  Phases are those of a vLLM step, so that one
+table format serves both: *schedule* is a turn of the event loop up to the launch, *execute* launches the
+forward pass, sampling and the copy of the results, *update* processes the results of the step before.
+The frontend is SGLang's tokenizer manager.  A TP factor is what the same phase takes on rank 0 of several.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import yaml
+
+from revati.profile.host_model import Phases, fit, predicted
+from revati.profile.host_samples import Samples
+
+Array = npt.NDArray[np.float64]
+_LEAST = 5  # observations of a phase and kind
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """One engine's step log, its requests and its description."""
+
+    steps: dict[str, Any]
+    requests: list[dict[str, Any]]
+    description: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path) -> Log:
+        return cls(
+            {name: np.array(column) for name, column in _columns(folder / "steps_tp0_pp0.parquet").items()},
+            pq.read_table(folder / "requests.parquet").to_pylist(),
+            json.loads((folder / "run.json").read_text()),
+        )
+
+    def us(self, begin: str, end: str) -> Array:
+        """Time between two columns of the step log in µs."""
+        result: Array = (self.steps[end] - self.steps[begin]) * 1e6
+        return result
+
+    def kinds(self, mode: str) -> npt.NDArray[np.str_]:
+        """How the model ran, by the column with the step's mode."""
+        graph = self.steps["graph"]
+        if mode == "processed_mode":
+            by_step = dict(zip(self.steps["step"], graph, strict=True))
+            graph = np.array([by_step.get(step, -1) for step in self.steps["launched_step"]])
+        modes = self.steps[mode]
+        kind = np.where(modes == "DECODE", "full", "piecewise")
+        return np.where(modes == "", "", np.where(graph == 0, "eager", kind))
+
+
+def _columns(path: Path) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
+    return columns
+
+
+def samples_of(log: Log) -> dict[tuple[str, str], Samples]:
+    """Observed costs of each phase and kind."""
+    steps = log.steps
+    found: dict[tuple[str, str], Samples] = {}
+    count, layers = len(steps["step"]), float(log.description["num_layers"])
+
+    def features(requests: Array, tokens: Any = 0.0, prefills: Any = 0.0) -> Array:
+        columns = (1.0, requests, tokens, prefills, layers)
+        return np.column_stack([np.broadcast_to(np.asarray(c, np.float64), count) for c in columns])
+
+    def add(phase: str, kind: npt.NDArray[np.str_], cost_us: Array, rows: Any, x: Array) -> None:
+        for one in np.unique(kind[rows]):
+            use = rows & (kind == one)
+            sample = found.setdefault((phase, str(one)), Samples())
+            sample.add(cost_us[use], x[use], np.ones(int(use.sum())))
+
+    launched = steps["requests"] > 0
+    of_step = features(steps["requests"], steps["prefill_tokens"], steps["prefill_requests"])
+    receive_us = log.us("recv_begin_s", "schedule_begin_s")
+    silent = steps["received"] == 0
+    turn_us = float(np.median(receive_us[silent & launched]))
+    kind, any_kind = log.kinds("mode"), np.full(count, "any")
+    schedule_us = turn_us + log.us("schedule_begin_s", "run_begin_s")
+    add("schedule", kind, schedule_us, launched, of_step)
+    add("execute", kind, log.us("run_begin_s", "run_end_s"), launched, of_step)
+    each_us = (receive_us - turn_us) / np.maximum(1, steps["received"])
+    add("input", any_kind, each_us, ~silent, features(np.zeros(count)))
+    processed = steps["processed_requests"] > 0
+    of_processed = features(steps["processed_requests"])
+    kind = log.kinds("processed_mode")
+    done = steps["gpu_was_done"] == 1
+    add("collect", any_kind, log.us("process_begin_s", "wake_s"), processed & done, of_processed)
+    add("update", kind, log.us("wake_s", "process_end_s"), processed, of_processed)
+    add("output", any_kind, log.us("process_end_s", "end_s"), processed, of_processed)
+    found[("frontend_busy", "any")] = _frontend_samples(log, layers)
+    return found
+
+
+def _frontend_samples(log: Log, layers: float) -> Samples:
+    """From the message of a step until the last client has its tokens."""
+    steps, sample = log.steps, Samples()
+    tokens = np.sort(np.array([t for request in log.requests for t in request["token_times_s"]]))
+    sent = steps["send_end_s"]
+    rows = np.flatnonzero(np.isfinite(sent))
+    for row, following in itertools.pairwise(rows):
+        within = tokens[np.searchsorted(tokens, sent[row]) : np.searchsorted(tokens, sent[following])]
+        if len(within) == steps["processed_requests"][row]:
+            features = np.array([[1.0, float(len(within)), 0.0, 0.0, layers]])
+            sample.add(np.array([(within[-1] - sent[row]) * 1e6]), features, np.ones(1))
+    return sample
+
+
+def lone_messages(log: Log) -> Phases:
+    """Lags of requests that an idle engine gets: late sending, and the way to the scheduler."""
+    steps, late, way = log.steps, [], []
+    for request in log.requests:
+        if request["segment"] != "lone":
+            continue
+        late.append((request["submitted_s"] - request["arrival_s"]) * 1e6)
+        row = int(np.searchsorted(steps["recv_end_s"], request["submitted_s"]))
+        if row < len(steps["step"]) and steps["received"][row] == 1:
+            way.append((steps["recv_begin_s"][row] - request["submitted_s"]) * 1e6)
+    return {
+        "arrival": {"any": {"latency_us": round(float(np.median(late)), 1), "samples": len(late)}},
+        "frontend_submit": {"any": {"base_us": round(float(np.median(way)), 1), "samples": len(way)}},
+        # Parts of frontend_submit and frontend_busy: a message has no time of its own here.
+        "ipc": {"any": {"latency_us": 0.0}},
+        "output_ipc": {"any": {"latency_us": 0.0}},
+    }
+
+
+def tensor_parallel_factors(log: Log, phases: Phases) -> dict[str, dict[str, float]]:
+    """Median ratio of each phase to what the table says for one GPU, by phase and kind."""
+    factors: dict[str, dict[str, float]] = {}
+    for (phase, kind), sample in samples_of(log).items():
+        entry = phases.get(phase, {}).get(kind)
+        if entry is None or phase == "frontend_busy" or not sample.cost_us:
+            continue
+        cost, x = np.concatenate(sample.cost_us), np.concatenate(sample.features)
+        if len(cost) >= _LEAST:
+            expected = predicted(entry, np.column_stack([x, np.ones(len(x))]))
+            factors.setdefault(phase, {})[kind] = round(float(np.median(cost / expected)), 3)
+    return factors
+
+
+def make_table(logs: list[Log], ranked: list[Log], name: str) -> dict[str, Any]:
+    """The table that `HostTable` reads; messages are those of the first engine."""
+    samples: dict[tuple[str, str], Samples] = {}
+    for log in logs:
+        for key, found in samples_of(log).items():
+            sample = samples.setdefault(key, Samples())
+            for cost, features, slowdown in zip(found.cost_us, found.features, found.slowdown, strict=True):
+                sample.add(cost, features, slowdown)
+    phases = fit(samples, least=_LEAST) | lone_messages(logs[0])
+    # The scheduler's own thread waits, spinning: it goes on as soon as it would have found the results.
+    phases["wake"] = copy.deepcopy(phases["collect"])
+    parallel: dict[str, dict[str, dict[int, float]]] = {}
+    for other in ranked:
+        ranks = int(other.description["tensor_parallel_size"])
+        for phase, by_kind in tensor_parallel_factors(other, phases).items():
+            for kind, factor in by_kind.items():
+                parallel.setdefault(phase, {}).setdefault(kind, {})[ranks] = factor
+    return {
+        "name": name,
+        "slowdowns": {"typical": 1.0},
+        "level": "typical",
+        "tensor_parallel": parallel,
+        "provenance": [
+            {
+                "recorded_at": one.description["recorded_at"],
+                "host": one.description["environment"]["host"],
+                "engine": f"{one.description['engine']} {one.description['engine_version']}",
+                "model": one.description["model"],
+                "layers": one.description["num_layers"],
+                "tensor_parallel_size": one.description["tensor_parallel_size"],
+                "steps": len(one.steps["step"]),
+            }
+            for one in (*logs, *ranked)
+        ],
+        "phases": phases,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, nargs="+", required=True, help="of engines on one GPU each")
+    parser.add_argument("--tensor-parallel", type=Path, nargs="*", default=[], help="of engines on several")
+    parser.add_argument("--out", type=Path, required=True, help="conf/host/<name>_sglang.yaml")
+    arguments = parser.parse_args(argv)
+    ranked = [Log.load(folder) for folder in arguments.tensor_parallel]
+    table = make_table([Log.load(folder) for folder in arguments.run], ranked, arguments.out.stem)
+    arguments.out.write_text(
+        "# Made by python -m revati.profile.sglang_host_fit; see revati/virtual_time/host_table.py.\n"
+        + yaml.safe_dump(table, sort_keys=False, width=110, default_flow_style=None)
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Make the Python environment of an engine: ``python -m revati.provision sglang``.
+
+vLLM lives in Revati's own environment (``pip install 'revati[vllm]'``).  SGLang's pinned dependencies
+exclude vLLM's, so it gets an environment of its own (8 GB in ``~/.cache/revati``, or where REVATI_CACHE or
+REVATI_SGLANG_ENV say), made once, with uv where there is one.  A sweep that needs it makes it, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from revati.environments import REQUIREMENTS, cuda_home, environment_dir, interpreter, site_packages
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("engine", choices=sorted(REQUIREMENTS))
+    engine: str = parser.parse_args(argv).engine
+    provision(engine)
+    print(interpreter(engine))
+    return 0
+
+
+def provision_missing(engines: Iterable[str]) -> None:
+    """Make the environments that these engines need and that do not exist yet."""
+    for engine in engines:
+        if engine in REQUIREMENTS and not _is_complete(engine):
+            print(f"installing {engine} into {environment_dir(engine)} (once)", file=sys.stderr, flush=True)
+            provision(engine)
+
+
+def provision(engine: str) -> None:
+    """Install an engine into its environment; what is there already is kept.
+
+    Raises:
+        subprocess.CalledProcessError: an installer failed; it has said why.
+    """
+    folder = environment_dir(engine)
+    if not _is_complete(engine):
+        _install(folder, REQUIREMENTS[engine])
+    _link_toolkit(engine)
+
+
+def _is_complete(engine: str) -> bool:
+    return cuda_home(engine).exists()
+
+
+def _install(folder: Path, requirements: Sequence[str]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    python = folder / "bin" / "python"
+    # uv of this environment, where Revati was installed with it, else any
+    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    if uv:
+        if not python.exists():
+            subprocess.run([uv, "venv", "-q", "--python", sys.executable, folder], check=True)
+        subprocess.run([uv, "pip", "install", "-q", "--python", python, *requirements], check=True)
+    else:
+        if not python.exists():
+            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *requirements], check=True)
+
+
+def _link_toolkit(engine: str) -> None:
+    """Lay out the wheels' nvcc, headers and libraries as a toolkit: ``lib64`` with unversioned names."""
+    home, wheels = cuda_home(engine), site_packages(engine) / "nvidia" / "cu13"
+    building = home.with_name("cuda.new")
+    shutil.rmtree(building, ignore_errors=True)
+    (building / "lib64").mkdir(parents=True)
+    for part in ("bin", "include", "nvvm"):
+        (building / part).symlink_to(wheels / part)
+    for library in (wheels / "lib").iterdir():
+        (building / "lib64" / library.name).symlink_to(library)
+    (building / "lib64" / "libcudart.so").symlink_to(wheels / "lib" / "libcudart.so.13")
+    shutil.rmtree(home, ignore_errors=True)
+    building.rename(home)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
