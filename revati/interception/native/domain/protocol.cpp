@@ -253,7 +253,7 @@ void settle(int me) {
   const int64_t begin = real_now_ns();
   for (int round = 0; d.duty == me && d.token == kNobody && !d.ended; ++round) {
     if (round < kSpinRounds) {
-      for (int i = 0; i < 50; ++i) __builtin_ia32_pause();
+      for (int i = 0; i < 400; ++i) __builtin_ia32_pause();  // some 20 µs: the kernel may still be delivering
     } else if (round < kYieldRounds) {
       raw(SYS_sched_yield);
     } else {
