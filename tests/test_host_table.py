@@ -82,7 +82,8 @@ def test_a_based_table_changes_only_the_slowdown() -> None:
 @pytest.mark.parametrize("name", known_tables())
 def test_shipped_tables_cover_every_phase_of_every_kind(name: str) -> None:
     shipped = HostTable.load(name)
-    for phase in PHASES:
+    # SGLang has no phases for workers or sampling of their own.
+    for phase in shipped.phases if name.endswith("_sglang") else PHASES:
         for kind in KINDS:
             cost = shipped.phase_us(phase, kind, 8, 100, 1, 32, 2)
             assert 0 < cost < 100_000, (phase, kind)
