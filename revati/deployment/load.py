@@ -57,7 +57,7 @@ async def run(request: TrialRequest) -> TrialResult:
     workload = Workload.from_trace(request.workload_path)
     server = engine_module(request.spec.engine).serve(request.spec, request.out_dir)
     try:
-        await server.reset_counters()
+        await server.warm_up()
         requests = make_requests(workload, request.spec.model.vocab_size, request.spec.seed)
         records = [RequestRecord(float(arrival_s)) for arrival_s in workload.arrival_s]
         await LoadGenerator(server, records).serve(requests)

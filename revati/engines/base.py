@@ -57,8 +57,9 @@ class Server(Protocol):
         """Send a request now; yields its tokens as they come."""
 
     async def usage(self, folder: Path) -> dict[str, float]:
-        """What a trial's row says of its timings since `reset_counters`; writes ``kernels.parquet``."""
+        """What a trial's row says of its timings since `warm_up`; writes ``kernels.parquet``."""
 
-    async def reset_counters(self) -> None: ...
+    async def warm_up(self) -> None:
+        """Serve a few requests, as real servers have before they are measured, and forget them."""
 
     def close(self) -> None: ...

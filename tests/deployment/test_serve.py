@@ -83,10 +83,18 @@ def medians(requests_path: Path | None) -> dict[str, float]:
     return {"ttft": table.ttft_s.median() * 1e3, "tpot": table.tpot_s.median() * 1e3}
 
 
-def test_a_server_and_its_client_report_what_one_process_computes(tmp_path: Path) -> None:
-    report, expected = serve_and_measure(tmp_path, 1), in_process(tmp_path)
+def test_an_unmodified_client_measures_an_unmodified_server(tmp_path: Path) -> None:
+    report = serve_and_measure(tmp_path, 1)
     assert report["completed"] == REQUESTS
     assert report["total_output_tokens"] == REQUESTS * OUTPUT
+    # Virtual time: arrivals are exact, and no request meets another.
+    assert report["duration"] == pytest.approx(REQUESTS / RATE, rel=0.1)
+    assert report["p99_tpot_ms"] == pytest.approx(report["median_tpot_ms"], rel=0.1)
+
+
+@pytest.mark.matrix
+def test_a_server_and_its_client_report_what_one_process_computes(tmp_path: Path) -> None:
+    report, expected = serve_and_measure(tmp_path, 1), in_process(tmp_path)
     assert report["median_tpot_ms"] == pytest.approx(expected["tpot"], rel=0.05)
     # The client counts from when it sends a request, we from when it should have.
     lateness_ms = HostTable.load("h200_xeon").phase_us("arrival") / 1e3

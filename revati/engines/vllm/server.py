@@ -18,6 +18,8 @@ from revati.engines.vllm.processes import tell_refusals_to
 from revati.engines.vllm.settings import engine_arguments
 from revati.spec import DeploymentSpec
 
+_WARM_UP_PROMPTS, _WARM_UP_OUTPUT = (16, 256, 1024), 8  # tokens
+
 
 class VllmServer:
     """One engine with the OpenAI server's default settings.
@@ -71,7 +73,13 @@ class VllmServer:
         columns: list[dict[str, float]] = await self._llm.collective_rpc("revati_usage", args=(str(folder),))
         return columns[0]
 
-    async def reset_counters(self) -> None:
+    async def warm_up(self) -> None:
+        longest = self._config.model_config.max_model_len - _WARM_UP_OUTPUT
+        for index, length in enumerate(_WARM_UP_PROMPTS):
+            request = Request(-1 - index, list(range(min(length, longest))), _WARM_UP_OUTPUT)
+            async for _ in self.generate(request):
+                pass
+        await self._llm.reset_prefix_cache()
         await self._llm.collective_rpc("revati_reset_counters")
 
     def close(self) -> None:
