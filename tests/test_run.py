@@ -24,7 +24,7 @@ def test_settings_and_commands() -> None:
         (["--"], "empty command"),
         (["--", "a", "--and"], "empty command"),
         (["gpus=2", "--", "a"], "accepted: gpu, num_gpus, host, mode"),
-        (["gpu=z80", "--", "a"], "known: h"),
+        (["gpu=z80", "--", "a"], "known: a100, b200, h100, h200, l40s"),
         (["host=laptop", "--", "a"], "h200_xeon"),
         (["mode=fast", "--", "a"], "table, measured, free"),
         (["num_gpus=two", "--", "a"], "1 to 8"),

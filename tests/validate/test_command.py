@@ -86,7 +86,7 @@ def test_what_failed_or_is_not_supported_is_shown_with_its_reason(
     measured: Path, add_run: AddRun, options: Options
 ) -> None:
     add_run("a")
-    add_run("b", engine="sglang")
+    add_run("b", engine="tgi")
 
     def fail(*_: Any) -> Any:
         return SimpleNamespace(status="failed", reason="out of\nmemory")
@@ -95,7 +95,7 @@ def test_what_failed_or_is_not_supported_is_shown_with_its_reason(
     assert emulated["a"].skipped == "failed: out of memory"
     assert {row["metric"] for row in rows_of(options)} == {
         "skipped: failed: out of memory",
-        "skipped: engine sglang: only vllm is emulated so far",
+        "skipped: engine tgi: only vllm, sglang are emulated so far",
     }
     page = (options.out / "SUMMARY.md").read_text()
     assert "- a: failed: out of memory" in page

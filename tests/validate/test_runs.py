@@ -54,7 +54,7 @@ def test_the_recorded_settings_are_replayed(measured: Path, add_run: AddRun) -> 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"engine": "sglang"}, "engine sglang"),
+        ({"engine": "tgi"}, "engine tgi: only vllm, sglang"),
         ({"model": "gpt-5"}, "no such shape in conf/model; known: .*llama13b"),
     ],
 )
