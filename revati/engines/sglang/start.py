@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from revati.engines.base import InfeasibleError
+from revati.engines.base import InfeasibleError, Server
 from revati.engines.common import deployment_costs, rank_shape, write_model_folder
-from revati.engines.sglang.settings import process_environment
+from revati.engines.sglang.settings import DEPLOYMENT_ENVIRONMENT, process_environment
 from revati.engines.warm import WarmEngine
 from revati.interception.core import NativeCore
 from revati.interception.gpu import load_gpu
@@ -24,6 +24,10 @@ LATE_KNOBS = frozenset({"max_running_requests", "max_prefill_tokens", "schedule_
 
 def environment() -> dict[str, str]:
     return process_environment()
+
+
+def served_environment() -> dict[str, str]:
+    return dict(DEPLOYMENT_ENVIRONMENT)
 
 
 def preload() -> None:
@@ -65,6 +69,10 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     pricing.own_time = meter.excluded
     replica = SglangReplica(_without_late_knobs(spec), model_folder, pricing, meter)
     return WarmEngine(replica, core, meter, pricing)
+
+
+def serve(spec: DeploymentSpec, work_dir: Path) -> Server:
+    raise InfeasibleError("SGLang as its own processes is not emulated yet: deployment=inprocess")
 
 
 def before_fork(warm: WarmEngine, spec: DeploymentSpec) -> None:
