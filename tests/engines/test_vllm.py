@@ -168,7 +168,7 @@ def test_pipeline_stages_work_on_different_steps_at_once(
 ) -> None:
     result = client.run(make_spec(pipeline_parallel_size=2), workload, out_dir)
     assert result.status == "ok", result.reason
-    phases = pq.read_table(out_dir / "phases.parquet").to_pandas()
+    phases = pq.read_table(out_dir / "phases.parquet").to_pandas().query("requests > 0")
     first, second = (
         phases[(phases.core == f"worker_{stage}") & (phases.phase == "execute")].reset_index()
         for stage in (0, 1)
