@@ -21,6 +21,7 @@ _PLUGIN_GROUP, _PLUGIN = "vllm.general_plugins", "revati_processes"
 _POLL_S = 0.05
 _DIAGNOSIS_S = 1.0  # within which the domain's monitor says more about a process that was killed
 _MEASURED_SKEW_US = 100.0
+_GRACE_S = 10.0  # for servers to end by themselves, so that they remove their shared memory
 
 
 class Failure(Exception):
@@ -60,7 +61,9 @@ def run_commands(
     try:
         with _domain(emulation.host) as domain:
             running = [_start(domain, words, full, output) for words in commands]
-            return _wait(running, commands, domain)
+            status = _wait(running, commands, domain)
+            _ask_to_end(running, domain)
+            return status
     finally:
         if output:
             output.close()
@@ -98,6 +101,17 @@ def _wait(running: Sequence[subprocess.Popen[Any]], commands: Sequence[Sequence[
             if index != last:
                 raise Failure(f"'{_short(commands[index])}' failed with exit status {status}")
             return status
+        time.sleep(_POLL_S)
+
+
+def _ask_to_end(running: Sequence[subprocess.Popen[Any]], domain: Domain) -> None:
+    for process in running:
+        if process.poll() is None:
+            process.terminate()
+    deadline = time.monotonic() + _GRACE_S
+    while any(process.poll() is None for process in running):
+        if domain.ended or time.monotonic() > deadline:
+            return
         time.sleep(_POLL_S)
 
 

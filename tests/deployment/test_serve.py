@@ -41,6 +41,9 @@ PROMPT, OUTPUT, REQUESTS, RATE = 200, 30, 24, 10.0  # one request at a time
 EVEN = 1e9  # burstiness at which requests arrive in even steps
 
 
+SHARED_MEMORY = Path("/dev/shm")
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -84,7 +87,10 @@ def medians(requests_path: Path | None) -> dict[str, float]:
 
 
 def test_an_unmodified_client_measures_an_unmodified_server(tmp_path: Path) -> None:
+    before = set(SHARED_MEMORY.iterdir())
     report = serve_and_measure(tmp_path, 1)
+    left = [path.name for path in set(SHARED_MEMORY.iterdir()) - before]
+    assert not [name for name in left if name.startswith(("revati", "psm_", "sem.mp-"))]
     assert report["completed"] == REQUESTS
     assert report["total_output_tokens"] == REQUESTS * OUTPUT
     # Virtual time: arrivals are exact, and no request meets another.
