@@ -22,6 +22,7 @@ _POLL_S = 0.05
 _DIAGNOSIS_S = 1.0  # within which the domain's monitor says more about a process that was killed
 _MEASURED_SKEW_US = 100.0
 _GRACE_S = 10.0  # for servers to end by themselves, so that they remove their shared memory
+_CLEAN_UP_S = 1.0  # for Python's resource trackers, which outlive them
 
 
 class Failure(Exception):
@@ -113,6 +114,7 @@ def _ask_to_end(running: Sequence[subprocess.Popen[Any]], domain: Domain) -> Non
         if domain.ended or time.monotonic() > deadline:
             return
         time.sleep(_POLL_S)
+    time.sleep(_CLEAN_UP_S)
 
 
 def _diagnosis(domain: Domain) -> str | None:
