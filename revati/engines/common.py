@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 from revati.engines.base import InfeasibleError
@@ -12,6 +14,18 @@ from revati.timing.estimate import RankShape
 from revati.virtual_time.host import FreeHost, HostCosts, MeasuredHost, TableHost
 from revati.virtual_time.host_table import HostTable
 from revati.virtual_time.speed import probe_ns
+
+
+def import_for_forks(modules: Iterable[str]) -> None:
+    """Import what engines need, in a process that is forked for each of them."""
+    for module in modules:
+        importlib.import_module(module)
+    import torch
+    import tqdm
+
+    # The emulated device has no context that a fork could break, and a progress bar's thread no use.
+    torch.cuda._is_in_bad_fork = lambda: False
+    tqdm.tqdm.monitor_interval = 0
 
 
 def write_model_folder(spec: DeploymentSpec, folder: Path) -> Path:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from revati.engines.base import InfeasibleError, Server
-from revati.engines.common import deployment_costs, rank_shape, write_model_folder
+from revati.engines.common import deployment_costs, import_for_forks, rank_shape, write_model_folder
 from revati.engines.sglang.settings import DEPLOYMENT_ENVIRONMENT, process_environment
 from revati.engines.warm import WarmEngine
 from revati.interception.core import NativeCore
@@ -31,21 +30,16 @@ def served_environment() -> dict[str, str]:
 
 
 def preload() -> None:
-    for module in (
-        "torch",
-        "sglang.srt.managers.scheduler",
-        "sglang.srt.managers.tp_worker",
-        "sglang.srt.model_executor.model_runner",
-        "sglang.srt.models.llama",
-        "revati.engines.sglang.replica",
-    ):
-        importlib.import_module(module)
-    import torch
-    import tqdm
-
-    # The emulated device has no context that a fork could break, and a progress bar's thread no use.
-    torch.cuda._is_in_bad_fork = lambda: False
-    tqdm.tqdm.monitor_interval = 0
+    import_for_forks(
+        (
+            "torch",
+            "sglang.srt.managers.scheduler",
+            "sglang.srt.managers.tp_worker",
+            "sglang.srt.model_executor.model_runner",
+            "sglang.srt.models.llama",
+            "revati.engines.sglang.replica",
+        )
+    )
 
 
 def template_key(spec: DeploymentSpec) -> str:

@@ -10,7 +10,6 @@ from vllm.config import CUDAGraphMode
 from vllm.utils.network_utils import get_distributed_init_method, get_ip, get_open_port
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
-from vllm.v1.worker.gpu.cudagraph_utils import get_uniform_token_count
 
 from revati.engines.vllm.batches import Batch, BatchReader
 from revati.engines.vllm.fold import FoldedRanks
@@ -18,14 +17,13 @@ from revati.engines.vllm.limits import set_profiled_limits
 from revati.engines.vllm.memory import Limits, MemoryOracle
 from revati.engines.vllm.pipeline import Pipeline
 from revati.engines.vllm.stage import Stage
+from revati.engines.vllm.step_shape import step_shape
 from revati.interception.core import NativeCore
 from revati.timing.attach import LaunchPricing
-from revati.virtual_time.host import IDLE_STEP, HostMeter, Phase, StepKind, StepShape
+from revati.virtual_time.host import IDLE_STEP, HostMeter, Phase, StepShape
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
-
-_KINDS: dict[CUDAGraphMode, StepKind] = {CUDAGraphMode.FULL: "full", CUDAGraphMode.PIECEWISE: "piecewise"}
 
 
 class SampledFuture(Future[Any]):
@@ -114,7 +112,8 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
         known = self._batches.get(id(scheduler_output))
         if known is None:
             batch = self._reader.read(scheduler_output)
-            known = self._batches[id(scheduler_output)] = batch, self._shape(scheduler_output, batch)
+            shape = step_shape(self.vllm_config, scheduler_output, batch, self._dispatch)
+            known = self._batches[id(scheduler_output)] = batch, shape
         return known[1]
 
     def retire(self, scheduler_output: SchedulerOutput) -> StepShape:
@@ -186,12 +185,5 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
     def _message_ns(self) -> int:
         return self.meter.costs.phase_ns("worker_ipc", IDLE_STEP) or 0
 
-    def _shape(self, scheduled: SchedulerOutput, batch: Batch) -> StepShape:
-        num_reqs, num_tokens = len(batch.query_lens), scheduled.total_num_scheduled_tokens
-        if not num_tokens:
-            return IDLE_STEP
-        uniform = get_uniform_token_count(num_reqs, num_tokens, max(batch.query_lens))
-        manager = self.stages[0].runner.cudagraph_manager
-        mode = manager.dispatch(num_reqs, num_tokens, uniform, 0).cg_mode
-        eager: StepKind = "eager" if self.vllm_config.model_config.enforce_eager else "compiled"
-        return StepShape(_KINDS.get(mode, eager), num_reqs, batch.prompt_tokens, batch.num_prefills)
+    def _dispatch(self, num_reqs: int, num_tokens: int, uniform: int | None) -> CUDAGraphMode:
+        return self.stages[0].runner.cudagraph_manager.dispatch(num_reqs, num_tokens, uniform, 0).cg_mode

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
-from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine import EngineCoreEventType, EngineCoreRequest
 from vllm.v1.engine.core import EngineCore
@@ -18,6 +16,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 
 from revati.engines.base import InfeasibleError, Request, RequestOutput
 from revati.engines.vllm.executor import EmulatedExecutor
+from revati.engines.vllm.sampling import sampling_parameters
 from revati.engines.vllm.settings import engine_arguments
 from revati.engines.vllm.shortcuts import skip_irrelevant_warmups
 from revati.interception.core import NativeCore
@@ -93,13 +92,7 @@ class VllmReplica:
         return sent
 
     def _engine_request(self, request: Request) -> EngineCoreRequest:
-        parameters = SamplingParams(
-            temperature=0.0,
-            max_tokens=request.output_tokens,
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-        )
+        parameters = sampling_parameters(request)
         return self._inputs.process_inputs(
             str(request.index), {"prompt_token_ids": request.prompt_token_ids}, parameters, ("generate",)
         )

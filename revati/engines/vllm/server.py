@@ -6,15 +6,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from revati.engines.base import InfeasibleError, Request, RequestOutput
 from revati.engines.common import write_model_folder
 from revati.engines.vllm.processes import tell_refusals_to
+from revati.engines.vllm.sampling import sampling_parameters
 from revati.engines.vllm.settings import engine_arguments
 from revati.spec import DeploymentSpec
 
@@ -50,13 +49,7 @@ class VllmServer:
         return int(self._config.cache_config.num_gpu_blocks or 0)
 
     async def generate(self, request: Request) -> AsyncIterator[RequestOutput]:
-        parameters = SamplingParams(
-            temperature=0.0,
-            max_tokens=request.output_tokens,
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-        )
+        parameters = sampling_parameters(request)
         prompt: Any = {"prompt_token_ids": request.prompt_token_ids}
         async for output in self._llm.generate(prompt, parameters, request_id=str(request.index)):
             stats = output.metrics

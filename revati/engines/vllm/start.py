@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from dataclasses import replace
 from pathlib import Path
 
 from revati.engines.base import Server
-from revati.engines.common import deployment_costs, rank_shape, write_model_folder
+from revati.engines.common import deployment_costs, import_for_forks, rank_shape, write_model_folder
 from revati.engines.vllm.memory import Limits
 from revati.engines.vllm.settings import (
     DEPLOYMENT_ENVIRONMENT,
@@ -41,21 +40,16 @@ def served_environment() -> dict[str, str]:
 
 
 def preload() -> None:
-    for module in (
-        "torch",
-        "vllm.v1.engine.core",
-        "vllm.v1.worker.gpu_worker",
-        "vllm.v1.worker.gpu.model_runner",
-        "vllm.model_executor.models.llama",
-        "revati.engines.vllm.replica",
-    ):
-        importlib.import_module(module)
-    import torch
-    import tqdm
-
-    # The emulated device has no context that a fork could break, and a progress bar's thread no use.
-    torch.cuda._is_in_bad_fork = lambda: False
-    tqdm.tqdm.monitor_interval = 0
+    import_for_forks(
+        (
+            "torch",
+            "vllm.v1.engine.core",
+            "vllm.v1.worker.gpu_worker",
+            "vllm.v1.worker.gpu.model_runner",
+            "vllm.model_executor.models.llama",
+            "revati.engines.vllm.replica",
+        )
+    )
 
 
 def template_key(spec: DeploymentSpec) -> str:
