@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 from revati.profile.host_client import Outcome
 from revati.profile.host_engine import convert_scenes
 from revati.profile.host_load import EngineCase, Request, segments, write_model
+from revati.profile.host_probe import python_probes
 from revati.profile.machine import cpu_name, gpu_query
 from revati.workload.lengths import LognormalLengths
 from revati.workload.workload import Workload
@@ -128,6 +129,7 @@ class Session:
         self.folder = self.out / "log"  # of the step logs in progress
         self.outcomes: list[Outcome] = []
         self.count = 0
+        self.python_us: dict[str, dict[str, float]] = {}
 
     def run(self) -> None:
         try:
@@ -141,6 +143,7 @@ class Session:
     async def _all(self) -> None:
         await self.segment("warmup", [Request(0.05 * i, 30 * i + 8, 8) for i in range(24)])
         await self.segment("warmup", [Request(0.0, 64, 32) for _ in range(64)])
+        self.python_us = python_probes()  # how fast this host is
         gc.collect()
         gc.freeze()
         if "runs" in self.parts:
@@ -353,6 +356,7 @@ class Session:
                 "gpus": gpu_query("name,driver_version,memory.total,memory.used,memory.reserved"),
                 "torch": torch.__version__,
                 "python": platform.python_version(),
+                "python_us": self.python_us,
             },
             "recorded_at": time.strftime("%Y-%m-%d", time.gmtime()),
             "engine_start_s": self.start_s,

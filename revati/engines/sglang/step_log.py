@@ -7,6 +7,9 @@ Times are CLOCK_MONOTONIC seconds.  Turns that neither launch nor process a batc
 
 Under overlap, a turn launches one batch and processes the results of the one before: the ``processed_*``
 columns are of the latter, ``launched_step`` of a row with results is the turn that launched them.
+
+A stage of a pipeline has a row for each turn of a microbatch, with what it exchanges with its neighbours in
+`PIPELINE_TIME_COLUMNS`; the others leave those empty.
 """
 
 from __future__ import annotations
@@ -40,6 +43,18 @@ TIME_COLUMNS = (
     "send_end_s",
     "end_s",  # the next turn begins
 )
+PIPELINE_TIME_COLUMNS = (
+    "requests_sent_s",  # messages handed to the next stage
+    "hidden_begin_s",
+    "hidden_arrived_s",  # the previous stage has said that it sends hidden states
+    "hidden_end_s",  # and their receipt is launched
+    "outputs_begin_s",
+    "outputs_sent_s",  # sampled tokens of an earlier microbatch handed to the next stage
+    "outputs_arrived_s",  # those of the next microbatch announced by the previous stage
+    "outputs_end_s",  # and their receipt launched
+    "hidden_sent_begin_s",
+    "hidden_sent_s",  # hidden states handed to the next stage
+)
 COUNT_COLUMNS = (
     "step",
     "received",  # messages
@@ -57,6 +72,7 @@ COUNT_COLUMNS = (
     "launched_step",
     "gpu_was_done",  # 1: the results were ready before the wait, -1: no results
     "finished_requests",
+    "send_wait_us",  # for earlier sends to the next stage
 )
 TEXT_COLUMNS = ("mode", "processed_mode")  # EXTEND, DECODE, MIXED or ""
 
@@ -82,6 +98,12 @@ def register() -> None:
         f"{_SCHEDULER}.run_batch": log.run,
         f"{_SCHEDULER}.process_batch_result": log.process,
         f"{_COMPONENTS}.output_sender.SenderWrapper.send_output": log.send,
+        f"{_SCHEDULER}._pp_send_pyobj_to_next_stage": log.send_requests,
+        f"{_SCHEDULER}._pp_recv_proxy_tensors": log.receive_hidden,
+        f"{_SCHEDULER}._pp_send_recv_and_preprocess_output_tensors": log.exchange_outputs,
+        f"{_SCHEDULER}._pp_send_dict_to_next_stage": log.send_tensors,
+        f"{_SCHEDULER}._pp_commit_comm_work": log.await_sends,
+        "sglang.srt.distributed.parallel_state.GroupCoordinator.recv_object": log.receive_object,
     }.items():
         HookRegistry.register(target, hook, HookType.AROUND)
     Scheduler.write_step_log = lambda scheduler, folder: log.write(scheduler, folder)
@@ -96,6 +118,7 @@ class StepLog:
         self._count = 0
         self._row = _empty_row(0)
         self._launched: dict[int, tuple[int, int]] = {}  # by result: step, tokens
+        self._arrived_s = math.nan  # the last announcement of tensors
 
     def clear(self) -> None:
         """Forget the rows."""
@@ -179,11 +202,50 @@ class StepLog:
         row["send_end_s"] = now()
         return result
 
+    def send_requests(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        self._row["requests_sent_s"] = now()
+        return result
+
+    def receive_hidden(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._exchange("hidden", original, *args, **kwargs)
+
+    def exchange_outputs(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._exchange("outputs", original, *args, **kwargs)
+
+    def _exchange(self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._arrived_s = math.nan
+        self._row[f"{name}_begin_s"] = now()
+        result = original(*args, **kwargs)
+        self._row[f"{name}_end_s"] = now()
+        self._row[f"{name}_arrived_s"] = self._arrived_s
+        return result
+
+    def receive_object(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        self._arrived_s = now()
+        return result
+
+    def send_tensors(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        begin = now()
+        result = original(*args, **kwargs)
+        if kwargs.get("msg_type") == "proxy":
+            self._row["hidden_sent_begin_s"], self._row["hidden_sent_s"] = begin, now()
+        else:
+            self._row["outputs_sent_s"] = now()
+        return result
+
+    def await_sends(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        begin = now()
+        result = original(*args, **kwargs)
+        self._row["send_wait_us"] += round(1e6 * (now() - begin))
+        return result
+
 
 def steps_table(rows: list[Row]) -> pa.Table:
     """The step log as an Arrow table: times float64, counts int64, modes string."""
     kinds = (
-        dict.fromkeys(TIME_COLUMNS, pa.float64())
+        dict.fromkeys(TIME_COLUMNS + PIPELINE_TIME_COLUMNS, pa.float64())
         | dict.fromkeys(COUNT_COLUMNS, pa.int64())
         | dict.fromkeys(TEXT_COLUMNS, pa.string())
     )
@@ -191,7 +253,7 @@ def steps_table(rows: list[Row]) -> pa.Table:
 
 
 def _empty_row(step: int) -> Row:
-    row: Row = dict.fromkeys(TIME_COLUMNS, math.nan)
+    row: Row = dict.fromkeys(TIME_COLUMNS + PIPELINE_TIME_COLUMNS, math.nan)
     row |= dict.fromkeys(COUNT_COLUMNS, 0)
     row |= {"step": step, "launched_step": -1, "graph": -1, "gpu_was_done": -1}
     return row | dict.fromkeys(TEXT_COLUMNS, "")
