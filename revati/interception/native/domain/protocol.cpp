@@ -20,7 +20,7 @@ __thread Thread self;
 
 namespace {
 
-constexpr ns_t kLongJump = 1000000;
+constexpr ns_t kLongJump = 1000000, kTracedJump = 1000000000;
 constexpr ns_t kSpinQuantum = 50000;
 // Until what is in flight has arrived, or is asleep: a few µs on a free core; else our core may be what it needs.
 constexpr int kSpinRounds = 2, kYieldRounds = 6;
@@ -241,6 +241,7 @@ void pick() {
         return;
       }
     }
+    if (key > d.now + kTracedJump) trace_jump(d.now, key);
     d.checked = key;
     d.counters.jumps.fetch_add(1, std::memory_order_relaxed);
   }
@@ -382,6 +383,7 @@ bool block(Thread *thread, Kind kind, ns_t deadline, const char *call, uint64_t 
   publish();
   set_call(slot, call, object);
   slot.woken = 0;
+  slot.entering.store(1);
   slot.arrived.store(0);
   slot.word.store(0);
   slot.running.store(0);
@@ -393,6 +395,7 @@ bool block(Thread *thread, Kind kind, ns_t deadline, const char *call, uint64_t 
   pick();
   unlock();
   settle(thread->index);
+  slot.entering.store(0, std::memory_order_release);
   if (slot.state == State::kRunning) {  // the deadline is what comes next
     resume();
     return false;

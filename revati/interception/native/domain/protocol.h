@@ -1,5 +1,7 @@
 // The domain's protocol, as the hooks use it.
 #pragma once
+#include <string>
+
 #include "shared.h"
 
 namespace revati::domain {
@@ -79,6 +81,9 @@ int state_letter(int pid, int tid);              // of /proc/<pid>/task/<tid>/st
 void grant(int index);
 int search();                                    // the slot with the earliest key
 void set_key(int index, ns_t key);
+
+std::string describe();                          // who waits for what, a line per thread
+void trace_jump(ns_t from, ns_t to);             // appends that to the file REVATI_DOMAIN_TRACE, if set
 
 int64_t real_now_ns();
 bool matches(const char *patterns, const char *name);  // comma-separated glob patterns

@@ -41,6 +41,7 @@ enum class Kind : int32_t {
 struct alignas(64) Slot {
   std::atomic<State> state;
   std::atomic<uint32_t> word;      // futex: 1 = go on
+  std::atomic<uint32_t> entering;  // blocked, but not in its system call yet
   std::atomic<uint32_t> arrived;   // back from the kernel, before it takes the lock
   std::atomic<uint32_t> running;   // has seen its grant
   Kind kind;
