@@ -25,8 +25,7 @@ void clock_spend(ns_t ns) {
 }
 
 void clock_charge(ns_t ns) {
-  clock_spend(ns);
-  if (Thread *thread = active()) sync(thread);
+  if (Thread *thread = active()) charge(thread, ns);
 }
 
 void clock_exclude_cpu(bool exclude) {

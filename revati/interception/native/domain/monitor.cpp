@@ -310,6 +310,7 @@ REVATI_API int revati_domain_create(const char *path, int64_t skew_ns, double cp
   d.token = kNobody;
   d.duty = kNobody;
   d.next_key = kNever;
+  d.stirred = kNever;
   std::fill(d.key, d.key + kSlots, kNever);
   const char *broken = getenv("REVATI_TEST_BREAK");  // tests only: the checkers must see it
   d.break_scan = broken && !strcmp(broken, "scan");

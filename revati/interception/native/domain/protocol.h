@@ -17,6 +17,7 @@ struct Thread {
   bool gone = false;         // after its exit from the domain
   bool signalled = false;    // the wake signal's handler ran
   int spins = 0, clock_reads = 0;
+  ns_t spins_since = 0;
   int idle_waits = 0;        // for descriptors, that timed out one after another with no other call between
   int idle_before = 0;       // ... when the current call began
   ns_t idle_period = 0;      // their timeout
@@ -43,6 +44,8 @@ void advance(ns_t ns);       // charge the calling thread
 
 // Before an effect that others see: lets those that are due earlier run first.
 void sync(Thread *thread);
+// Charges the calling thread; what it did before, others see before it goes on.
+void charge(Thread *thread, ns_t ns);
 // An effect that the kernel delivers: its receivers count as in flight until they are seen asleep.
 void sent(Thread *thread);
 // After something that others did was observed: local time is at least its time.
