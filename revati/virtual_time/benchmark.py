@@ -197,7 +197,8 @@ def compare_with_real_time(processes: int, steps: int, work_us: int, repeats: in
         waits_ms.append(counters.settle_ns / steps * 1e-6)
     print(
         f"{processes} workers, {work_us} µs of CPU per engine step: coordination takes"
-        f" {100 * median(shares):.2f} % of the CPU time ({100 * min(shares):.2f} to {100 * max(shares):.2f} %),"
+        f" {100 * median(shares):.2f} % of the CPU time"
+        f" ({100 * min(shares):.2f} to {100 * max(shares):.2f} %),"
         f" {median(steps_ms):.1f} ms per step, and {median(waits_ms):.1f} ms of waiting until all are asleep;"
         f" {median(grants):.0f} grants per step"
     )
