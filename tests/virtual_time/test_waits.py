@@ -113,6 +113,31 @@ print(time.monotonic() - begin)
     assert float(seconds) == pytest.approx(0.2, rel=0.005)
 
 
+def test_an_event_loop_that_waits_for_a_lock_does_not_hold_the_clock(members: Members) -> None:
+    """Its descriptor stays readable, and its handler only tries the lock, like gloo's."""
+    (output,) = members.run("""
+import ctypes, os, select, threading, time
+read_end, write_end = os.pipe()
+poller, lock = select.epoll(), threading.Lock()
+poller.register(read_end, select.EPOLLIN)
+def loop():
+    while True:
+        poller.poll()
+        if lock.acquire(blocking=False):
+            break
+    print(os.read(read_end, 1).decode(), time.monotonic() - begin)
+begin = time.monotonic()
+handler = threading.Thread(target=loop)
+with lock:
+    handler.start()
+    os.write(write_end, b"x")
+    time.sleep(2)
+handler.join()
+""")
+    letter, seconds = output.split()
+    assert (letter, float(seconds)) == ("x", pytest.approx(2, abs=1e-3))
+
+
 def test_idle_event_loops_of_listed_libraries_are_cheap() -> None:
     """A loop that waits 10 ms at a time for descriptors, like gloo's, costs an hour's silence little."""
     looping = """

@@ -18,6 +18,7 @@ struct Thread {
   bool signalled = false;    // the wake signal's handler ran
   int spins = 0, clock_reads = 0;
   ns_t spins_since = 0;
+  int unheeded = 0;          // events that it was told of and did nothing about, one after another
   int idle_waits = 0;        // for descriptors, that timed out one after another with no other call between
   int idle_before = 0;       // ... when the current call began
   ns_t idle_period = 0;      // their timeout
@@ -52,7 +53,7 @@ void sent(Thread *thread);
 void observed(Thread *thread);
 // One more round of a loop that waits without blocking.
 void spin(Thread *thread, const char *call);
-inline void progress(Thread *thread) { thread->spins = thread->clock_reads = 0; }
+inline void progress(Thread *thread) { thread->spins = thread->clock_reads = thread->unheeded = 0; }
 
 enum class Outcome { kTimedOut, kWoken, kInterrupted };
 // Waits that only the domain ends.  enqueue() announces the wait so that no wake gets lost before wait().
