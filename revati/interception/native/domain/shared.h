@@ -17,6 +17,7 @@ constexpr uint64_t kMagic = 0x5245564154490003ULL;  // "REVATI", layout version 
 constexpr int kSlots = 4096;
 constexpr int kNobody = -1;
 constexpr int kAreaBytes = 2 << 20;
+constexpr int kFiles = 1024, kFileName = 64;
 constexpr ns_t kNever = INT64_MAX / 4;  // leaves room for additions
 
 enum class State : int32_t {
@@ -101,6 +102,7 @@ struct Domain {
   uint64_t order[kSlots];
   uint64_t waits_for[kSlots];      // queue of a hooked wait, 0: none
   Slot slots[kSlots];
+  char files[kFiles][kFileName];   // names in /dev/shm that members have created; "": free
   alignas(64) unsigned char area[kAreaBytes];  // of the emulated GPUs: where collectives meet
 };
 
