@@ -66,6 +66,6 @@ def test_a_killed_process_ends_the_deployment(name: str, tmp_path: Path) -> None
     (reason,) = [line for line in log.read_text().splitlines() if line.startswith("revati.run: ")]
     assert "signal 9" in reason or "has gone" in reason, reason
     assert not living(members)
-    # Others may have begun and ended something meanwhile; these are names of vLLM's and our own.
     left = {path.name for path in set(SHARED_MEMORY.iterdir()) - before}
-    assert not [name for name in left if name.startswith(("revati", "psm_", "sem.mp-"))]
+    ours = (f"revati-domain-{launcher.pid}-", "psm_", "sem.mp-")
+    assert not [name for name in left if name.startswith(ours)]
