@@ -15,6 +15,7 @@ import pytest
 
 from revati.compact import write_compact
 from revati.deployment.metrics import summarize
+from revati.engines.sglang import step_log as sglang_log
 from revati.engines.vllm.step_log import COUNT_COLUMNS, TIME_COLUMNS
 from revati.profile.host_client import Client, Outcome, now
 from revati.profile.truth import __main__ as command
@@ -231,3 +232,22 @@ def test_packed_runs_keep_bulky_tables_once(tmp_path: Path) -> None:
         assert table["token_times_us"].to_pylist() == [kept]
         assert table["ttft_s"].equals(requests["ttft_s"])
         assert json.loads((out / name / "run.json").read_text()) == {"case": "a"}
+
+
+def test_packed_runs_keep_a_log_an_engine_process(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "packed"
+    row = dict.fromkeys(sglang_log.TIME_COLUMNS, 1.0000004) | {"end_s": 2.5}
+    row |= dict.fromkeys(sglang_log.PIPELINE_TIME_COLUMNS, float("nan"))
+    row |= dict.fromkeys(sglang_log.COUNT_COLUMNS, 3) | dict.fromkeys(sglang_log.TEXT_COLUMNS, "DECODE")
+    for name, start_s in (("a", 1.0), ("a_rep2", 2.0), ("a_rep3", 2.0)):
+        write_compact(requests_table([outcome(100.0, [100.5])], 99.0), source / name / "requests.parquet")
+        (source / name / "run.json").write_text(json.dumps({"engine_start_s": start_s}))
+        for stage in (0, 1):
+            write_compact(sglang_log.steps_table([row]), source / name / f"steps_tp0_pp{stage}.parquet")
+    pack([source], out)
+    assert sorted(path.parent.name for path in out.glob("*/steps.parquet")) == ["a", "a_rep2"]
+    turns = pq.read_table(out / "a" / "steps.parquet").to_pylist()
+    assert [turn["stage"] for turn in turns] == [0, 1]
+    assert (turns[0]["recv_begin_us"], turns[0]["end_us"]) == (1_000_000, 2_500_000)
+    assert turns[0]["hidden_end_us"] is None
+    assert (turns[0]["requests"], turns[0]["processed_mode"]) == (3, "DECODE")

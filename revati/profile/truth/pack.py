@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from revati.compact import write_compact
+from revati.engines.sglang.step_log import PIPELINE_TIME_COLUMNS, TIME_COLUMNS
 
 STEP_COLUMNS = (
     "schedule_begin_s",
@@ -28,28 +29,41 @@ STEP_COLUMNS = (
     "prefill_requests",
     "graph",
 )
+# What tells of a turn of SGLang's event loop, beside its times.
+TURN_COUNTS = (
+    "step",
+    "received",
+    "requests",
+    "tokens",
+    "prefill_requests",
+    "prefill_tokens",
+    "graph",
+    "processed_requests",
+    "launched_step",
+    "gpu_was_done",
+    "send_wait_us",
+)
+TURN_MODES = ("mode", "processed_mode")
 TOKEN_TIMES = "token_times_us"
 
 
 def pack(folders: Sequence[Path], out: Path) -> list[str]:
     """Copy every measured run of some folders; return their names.
 
-    The first repeat of a case that has a step log keeps it, and its token times; the others keep a row a
-    request with its latencies.
+    Of a case's repeats, the first that an engine process served and that has a step log keeps it, and its
+    token times; the others keep a row a request with its latencies.
     """
-    names, complete = [], set[str]()
+    names, complete = [], set[tuple[str, float | None]]()
     runs = sorted((path.parent for folder in folders for path in folder.glob("*/run.json")), key=_order)
     for run in runs:
         case = re.sub(r"_rep\d+$", "", run.name)
         description = json.loads((run / "run.json").read_text())
         description.pop("measured", None)  # the tables say it
         requests = pq.read_table(run / "requests.parquet")
-        log = run / "steps.parquet"
-        if case not in complete and log.is_file():
-            complete.add(case)
-            steps = pq.read_table(log)
-            columns = [name for name in STEP_COLUMNS if name in steps.column_names]
-            write_compact(steps.select(columns), out / run.name / "steps.parquet")
+        served_by = case, description.get("engine_start_s")
+        if served_by not in complete and (steps := step_log(run)) is not None:
+            complete.add(served_by)
+            write_compact(steps, out / run.name / "steps.parquet")
             if len(ranks := sorted(run.glob("logs/worker_*.parquet"))) > 1:
                 write_compact(workers(ranks), out / run.name / "workers.parquet")
         else:
@@ -60,6 +74,37 @@ def pack(folders: Sequence[Path], out: Path) -> list[str]:
         (out / run.name / "run.json").write_text(json.dumps(description, indent=1) + "\n")
         names.append(run.name)
     return names
+
+
+def step_log(run: Path) -> pa.Table | None:
+    """The step log of a run, of whichever engine it is; None if the run has none."""
+    if ranks := sorted(run.glob("steps_tp*_pp*.parquet")):
+        return turns(ranks)
+    if not (log := run / "steps.parquet").is_file():
+        return None
+    steps = pq.read_table(log)
+    return steps.select([name for name in STEP_COLUMNS if name in steps.column_names])
+
+
+def turns(logs: Sequence[Path]) -> pa.Table:
+    """The turns of all of SGLang's schedulers in one table, times in whole µs from the run's start."""
+    parts = []
+    for log in logs:
+        steps = pq.read_table(log)
+        rank, stage = (int(number) for number in re.findall(r"\d+", log.stem))
+        columns: dict[str, Any] = {
+            "rank": np.full(steps.num_rows, rank, np.int32),
+            "stage": np.full(steps.num_rows, stage, np.int32),
+            **{name: steps[name] for name in (*TURN_COUNTS, *TURN_MODES)},
+        }
+        for name in (*TIME_COLUMNS, *PIPELINE_TIME_COLUMNS):
+            if name in steps.column_names:
+                times_us = 1e6 * steps[name].to_numpy()
+                absent = np.isnan(times_us)
+                whole = np.where(absent, 0, np.rint(times_us)).astype(np.int64)
+                columns[f"{name.removesuffix('_s')}_us"] = pa.array(whole, mask=absent)
+        parts.append(pa.table(columns))
+    return pa.concat_tables(parts)
 
 
 def workers(logs: Sequence[Path]) -> pa.Table:
