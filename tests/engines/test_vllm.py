@@ -177,6 +177,12 @@ def test_pipeline_stages_work_on_different_steps_at_once(
     # A stage needs what the one before it has sent, which meanwhile goes on to another step.
     assert (second.end_us > first.end_us).all()
     assert (first.begin_us.shift(-1) < second.end_us).any()
+    # Each has its own rotary table: fetching another stage's in every layer would make it wait for that GPU.
+    table_bytes = 4096 * 128 * 2
+    kernels = pq.read_table(out_dir / "kernels.parquet").to_pandas()
+    copied = kernels[kernels["name"] == "copy d2d"]["shape"]
+    assert len(copied) > 0
+    assert f"{table_bytes} bytes" not in set(copied)
 
 
 def test_measured_mode_charges_this_machines_time(
