@@ -55,6 +55,7 @@ class Cost(ctypes.Structure):
         ("power_w", ctypes.c_float),
         ("clock_sensitivity", ctypes.c_float),
         ("meets", ctypes.c_int32),
+        ("launches", ctypes.c_int32),
     ]
 
 

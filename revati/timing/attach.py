@@ -84,6 +84,7 @@ class LaunchPricing:
             return
         name, shape, estimate = answer
         cost.duration_ns = int(estimate.duration_us * 1e3)
+        cost.launches = estimate.launches
         cost.power_w, cost.clock_sensitivity = demand(self._gpu, estimate)
         cost.launch = self._log.add(name, shape, estimate)
 

@@ -17,7 +17,8 @@ class Estimate:
 
     ``rel_std`` is the expected relative error (one standard deviation) of ``duration_us``, at the GPU's full
     clock; ``kind`` is the kernel family (``gemm``, ``attention``, ``norm``, …).  ``flops`` and ``nbytes`` are
-    the work that is done, for kernels heavy enough to meet the power limit (see `power`).
+    the work that is done, for kernels heavy enough to meet the power limit (see `power`).  ``launches`` is
+    how many places of the GPU's launch queue the operation takes.
     """
 
     duration_us: float
@@ -26,6 +27,7 @@ class Estimate:
     kind: str
     flops: float = 0.0
     nbytes: float = 0.0
+    launches: int = 1
 
 
 def weaker(one: Provenance, other: Provenance) -> Provenance:

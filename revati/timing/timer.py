@@ -19,7 +19,7 @@ from revati.timing.attention import AttentionModel
 from revati.timing.curve import EXTRAPOLATED_REL_STD
 from revati.timing.estimate import Estimate, RankShape, weaker
 from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN
-from revati.timing.gemm import GemmModel
+from revati.timing.gemm import GemmModel, Key, Launches
 from revati.timing.gpu import load_limits
 from revati.timing.in_engine import NO_EFFECT, InEngineCurve
 from revati.timing.launches import Launch, LaunchModel
@@ -54,7 +54,7 @@ class KernelTimer:
         limits = load_limits(paths.conf_dir() / "gpu", gpu)
         self.shape = shape
         self._scaled_kinds = {row["kind"] for row in db.rows(measured, ["kind"], method=SCALED)}
-        self._gemm = GemmModel(limits, _gemm_points(measured))
+        self._gemm = GemmModel(limits, *_gemm_points(measured))
         self._launches = LaunchModel(limits, _launches(measured))
         self._copies = CopyModel(limits, _copy_points(measured))
         self._collectives = CollectiveModel(limits, _collective_points(measured))
@@ -100,6 +100,7 @@ class KernelTimer:
             rel_std=max(one.rel_std, 0.3),
             flops=one.flops * batch,
             nbytes=one.nbytes * batch,
+            launches=1,
         )
 
     def collective(self, op: str, nbytes: int, ranks: int, impl: str) -> Estimate:
@@ -140,11 +141,14 @@ def _gap_us(measured: pa.Table, between: str, default_us: float) -> float:
     return sum(r["median_us"] for r in chosen) / len(chosen) if chosen else default_us
 
 
-def _gemm_points(measured: pa.Table) -> dict[tuple[int, int, str], list[tuple[int, float]]]:
-    points: dict[tuple[int, int, str], list[tuple[int, float]]] = {}
-    for row in db.rows(measured, ["m", "n", "k", "dtype", "median_us"], kind="gemm"):
-        points.setdefault((row["n"], row["k"], row["dtype"]), []).append((row["m"], row["median_us"]))
-    return points
+def _gemm_points(measured: pa.Table) -> tuple[dict[Key, list[tuple[int, float]]], Launches]:
+    points: dict[Key, list[tuple[int, float]]] = {}
+    launches: Launches = {}
+    for row in db.rows(measured, ["kernel", "m", "n", "k", "dtype", "median_us"], kind="gemm"):
+        key = row["n"], row["k"], row["dtype"]
+        points.setdefault(key, []).append((row["m"], row["median_us"]))
+        launches.setdefault(key, []).append((row["m"], row["kernel"].count("+") + 1))
+    return points, launches
 
 
 def _launches(measured: pa.Table) -> list[Launch]:

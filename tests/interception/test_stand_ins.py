@@ -173,6 +173,22 @@ def test_a_full_launch_queue_blocks_the_host() -> None:
     assert output.split() == ["10000000"]
 
 
+def test_a_product_of_several_launches_takes_as_many_places_of_the_queue() -> None:
+    output = emulated(
+        TIMELINE
+        + """
+    def price_of_two(key, cost):
+        cost.duration_ns, cost.launches = 5_000_000, 2
+    core.set_resolver(price_of_two)
+    core.set_gaps(0, 0, 4)
+    for _ in range(4):
+        a @ a
+    print(core.now_ns() - start)
+    """
+    )
+    assert output.split() == ["10000000"]
+
+
 def test_launches_see_the_time_of_their_phase_pass_evenly() -> None:
     output = emulated(
         TIMELINE

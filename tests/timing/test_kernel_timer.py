@@ -41,8 +41,8 @@ def write(db_dir: Path, rows: list[dict[str, Any]], gpu: str = "h200") -> None:
 @pytest.fixture
 def timer(tmp_path: Path) -> KernelTimer:
     gemms = [
-        row(kind="gemm", kernel="g", dtype="bfloat16", m=m, n=512, k=512, median_us=us)
-        for m, us in ((1, 4.0), (8, 5.0), (16, 7.0), (64, 20.0))
+        row(kind="gemm", kernel=kernel, dtype="bfloat16", m=m, n=512, k=512, median_us=us)
+        for m, kernel, us in ((1, "g+sum", 4.0), (8, "g", 5.0), (16, "g", 7.0), (64, "Memset+g", 20.0))
     ]
     norms = [
         row(
@@ -91,6 +91,14 @@ def test_gemm_of_an_unseen_shape_borrows_efficiency(timer: KernelTimer) -> None:
     assert twice.provenance == "extrapolated"
     assert one.duration_us < twice.duration_us < 3 * one.duration_us
     assert twice.rel_std > one.rel_std
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "launches"),
+    [(1, 512, 2), (2, 512, 1), (16, 512, 1), (17, 512, 2), (128, 512, 2), (64, 640, 2)],
+)
+def test_gemm_knows_how_many_launches_it_takes(timer: KernelTimer, m: int, n: int, launches: int) -> None:
+    assert timer.gemm(m, n, 512, "bfloat16", "bfloat16").launches == launches
 
 
 def test_gemm_of_an_unseen_dtype_ends_at_the_roofline(timer: KernelTimer) -> None:

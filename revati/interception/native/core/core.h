@@ -62,6 +62,7 @@ struct Cost {
   float power_w = 0;       // drawn at full clock while it runs
   float clock_sensitivity = 0;  // relative growth of its duration per relative growth of the clock period
   int32_t meets = 0;       // a custom all-reduce: the ranks of its group meet
+  int32_t launches = 1;    // places that it takes in the device's launch queue
 };
 
 class Group;     // rendezvous.h

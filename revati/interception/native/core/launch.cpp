@@ -114,7 +114,9 @@ ns_t run_at(int device, ns_t start, const Demand &demand, ns_t gaps) {
   return end;
 }
 
-void entered_queue(int device, ns_t completion) { queued[device].push_back(completion); }
+void entered_queue(int device, int launches, ns_t completion) {
+  queued[device].insert(queued[device].end(), static_cast<size_t>(launches), completion);
+}
 
 // The driver's launch queue is finite: a host far ahead of the GPU waits for a place.
 bool queue_place(int device, size_t pending, ns_t *when) {
@@ -130,6 +132,7 @@ void submit(Stream *stream, const Cost &cost, Group *group, Roles roles) {
   if (cost.meets) group = all_reduce_group();
   Op op;
   op.gap = stream_gap_ns;
+  op.launches = cost.launches;
   {
     std::lock_guard<std::recursive_mutex> lock(mutex);
     if (stream->capture) { stream->capture->nodes.push_back({cost, group}); return; }
