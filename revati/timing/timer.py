@@ -75,7 +75,7 @@ class KernelTimer:
     ) -> Estimate:
         """A kernel that is no GEMM, no attention and no collective."""
         blocks = math.prod(grid)
-        found = self._launches.estimate(name, max(1, blocks), max(1, math.prod(block)), self.shape)
+        found = self._launches.estimate(name, max(1, blocks), max(1, math.prod(block)), self.shape, num_reqs)
         return self._as_known(found)
 
     def gemm(
