@@ -13,7 +13,7 @@ from revati.validate.runs import ValidationError
 from revati.virtual_time.host_table import known_tables
 
 DEFAULT_HOST = "h200_xeon_contended"
-ACCEPTED = ("runs", "host", "mode", "jobs", "out", "emulate", "steps", "baselines")
+ACCEPTED = ("runs", "host", "calibrate", "mode", "jobs", "out", "emulate", "steps", "baselines")
 
 
 def validation_dir() -> Path:
@@ -28,6 +28,7 @@ class Options:
     folders: tuple[Path, ...]
     runs: str = "*"
     host: HostSpec = field(default_factory=lambda: HostSpec(DEFAULT_HOST))
+    calibrate: bool = True
     jobs: int = 1
     out: Path = Path("outputs/validation")
     emulate: bool = True
@@ -66,6 +67,7 @@ class Options:
             tuple(folders) or (validation_dir() / "runs",),
             given.get("runs", "*"),
             HostSpec(host, cast(HostMode, mode)),
+            _flag("calibrate", given.get("calibrate", "1")),
             int(jobs),
             Path(given.get("out", "outputs/validation")),
             _flag("emulate", given.get("emulate", "1")),

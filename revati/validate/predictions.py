@@ -77,7 +77,8 @@ def emulate_case(case: Case, emulate: Emulate, host: HostSpec, out: Path) -> Pre
     requests = pq.read_table(result.requests_path)
     write_compact(requests, kept / "requests.parquet")
     description = {
-        "host": spec.host.name,
+        "host": case.calibrated.base if case.calibrated else spec.host.name,
+        "host_calibrated_on": list(case.calibrated.runs) if case.calibrated else [],
         "host_mode": spec.host.mode,
         "num_gpus": spec.num_gpus,
         KV_METRIC: result.kv_cache_blocks,
@@ -105,6 +106,8 @@ def _read_kept(folder: Path) -> Prediction:
         return Prediction(skipped=description[SKIPPED])
     metrics = summarize(pq.read_table(folder / "requests.parquet"), description["num_gpus"])
     setting = f"host time from {description['host_mode']} {description['host']}"
+    if description.get("host_calibrated_on"):
+        setting += ", calibrated on other runs of the same engine"
     return Prediction(metrics | {KV_METRIC: float(description[KV_METRIC])}, setting=setting)
 
 

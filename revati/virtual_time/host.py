@@ -20,7 +20,7 @@ StepKind = Literal["full", "piecewise", "compiled", "eager", "idle", "busy"]
 
 _PHASES: tuple[Phase, ...] = (*get_args(CorePhase), *get_args(WorkerPhase))
 _KINDS: tuple[StepKind, ...] = get_args(StepKind)
-_WORKER_PHASES = ("execute", "sample")  # of one stage's ranks; all others concern all workers
+WORKER_PHASES = ("execute", "sample")  # of one stage's ranks; all others concern all workers
 _MEASURABLE = ("schedule", "execute", "sample", "receive", "update")  # those that run engine code here
 
 
@@ -75,7 +75,7 @@ class TableHost:
             step.num_tokens,
             step.num_prefills,
             self._num_layers,
-            self._tp if phase in _WORKER_PHASES else self._tp * self._pp,
+            self._tp if phase in WORKER_PHASES else self._tp * self._pp,
         )
         return int(cost_us * 1e3)
 

@@ -1,0 +1,141 @@
+"""The host table of a case's machine, calibrated on other runs of the same engine.
+
+Machines of one model differ in speed, and so do an engine's processes on one machine: by the cores that they
+landed on and by what runs beside them.  A calibration of a minute tells; here the step logs of what else the
+same engine served stand for it.  The case itself is left out, and no latency is looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from revati.validate import host_log
+from revati.validate.host_log import PhaseCosts
+from revati.validate.runs import CalibratedHost, Case, model_shape
+from revati.virtual_time.host import WORKER_PHASES
+from revati.virtual_time.host_table import HostTable, base_of
+
+LEAST_STEPS = 20
+BLOCKED = 2.0  # a step that takes so many times as long as its like waited for something
+# Phases that every engine's core runs itself, by which the phases that no log shows are scaled.
+COMMON = ("schedule", "update")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How much slower than a table's slowdown 1 a machine runs, by phase and kind where its logs tell.
+
+    ``runs``: whose logs they were.
+    """
+
+    base: str
+    runs: tuple[str, ...]
+    slowdown: float
+    by_phase: Mapping[str, Mapping[str, float]]
+
+    def write(self, path: Path) -> Path:
+        """Write a host table."""
+        content = {
+            "base": self.base,
+            "calibrated_on": list(self.runs),
+            "slowdown": self.slowdown,
+            "slowdown_of": {phase: dict(kinds) for phase, kinds in self.by_phase.items()},
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return path
+
+
+def calibrated(case: Case, default: str, out: Path) -> CalibratedHost | None:
+    """Write a case's host table into a folder; None where no other run of its engine has a step log.
+
+    Args:
+        default: the table where the manifest names none; what either is based on is calibrated.
+    """
+    runs = others(case)
+    found = calibrate(runs, base_of(case.host or default)) if runs else None
+    if found is None:
+        return None
+    return CalibratedHost(found.write(out / f"{case.name}.yaml"), found.base, found.runs)
+
+
+def others(case: Case) -> list[Path]:
+    """Runs beside a case's with a step log that the same engine process served, without the case's own."""
+    if case.description.get("engine_start_s") is None:  # by which an engine's runs are known
+        return []
+    engine, own = _engine(case.description), {run.name for run in case.runs}
+    return [
+        path.parent
+        for path in sorted(case.runs[0].folder.parent.glob("*/steps.parquet"))
+        if path.parent.name not in own and _engine(_describe(path.parent)) == engine
+    ]
+
+
+def calibrate(runs: Sequence[Path], base: str) -> Calibration | None:
+    """Compare runs of one engine with a host table; None if their logs tell too little.
+
+    Args:
+        base: a table of conf/host, compared at slowdown 1.
+    """
+    table = HostTable.load(base, slowdown=1.0)
+    ratios: dict[tuple[str, str], list[tuple[float, float]]] = {}  # (measured, by the table) in µs
+    for run in runs:
+        description = _describe(run)
+        for costs in host_log.read(run, description):
+            for phase in costs.phases:
+                ratios.setdefault((phase, costs.kind), []).extend(_pairs(costs, table, description))
+    found = {
+        key: _slowdown(np.array(pairs)) for key, pairs in sorted(ratios.items()) if len(pairs) >= LEAST_STEPS
+    }
+    if not any(phase in COMMON for phase, _ in found):
+        return None
+    weights = [len(ratios[key]) for key in found if key[0] in COMMON]
+    slowdown = np.average([value for key, value in found.items() if key[0] in COMMON], weights=weights)
+    by_phase: dict[str, dict[str, float]] = {}
+    for (phase, kind), value in found.items():
+        by_phase.setdefault(phase, {})[kind] = round(value, 4)
+    return Calibration(base, tuple(run.name for run in runs), round(float(slowdown), 4), by_phase)
+
+
+def _pairs(costs: PhaseCosts, table: HostTable, description: Mapping[str, Any]) -> list[tuple[float, float]]:
+    stages = int(description["pipeline_parallel_size"])
+    layers = math.ceil(model_shape(description["model"]).num_hidden_layers / stages)
+    tensor_parallel = int(description["tensor_parallel_size"])
+    ranks = [tensor_parallel * (1 if phase in WORKER_PHASES else stages) for phase in costs.phases]
+    shapes = zip(costs.requests, costs.prompt_tokens, costs.prefills, strict=True)
+    expected = [
+        sum(
+            table.phase_us(phase, costs.kind, int(n), int(tokens), int(prefills), layers, count)
+            for phase, count in zip(costs.phases, ranks, strict=True)
+        )
+        for n, tokens, prefills in shapes
+    ]
+    return list(zip(costs.cost_us.tolist(), expected, strict=True))
+
+
+def _slowdown(pairs: NDArray[np.float64]) -> float:
+    measured, expected = pairs.T
+    ratio = measured / expected
+    usual = ratio <= BLOCKED * np.median(ratio)
+    return float(measured[usual].sum() / expected[usual].sum())
+
+
+def _engine(description: Mapping[str, Any]) -> str:
+    """Equal for runs of one engine process."""
+    return json.dumps(
+        [description.get(name) for name in ("engine", "model", "engine_args", "engine_start_s")]
+    )
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return content
