@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from revati.virtual_time.host import StepShape, TableHost
 from revati.virtual_time.host_table import KINDS, PHASES, HostTable, known_tables
+from revati.virtual_time.spread import factors
 
 PHASE = {
     "execute": {
@@ -122,3 +124,24 @@ def test_the_fit_finds_known_coefficients_despite_outliers() -> None:
     cost[::15] *= 8  # a wait for the GPU now and then
     features = np.stack([np.ones(800), requests, layers], axis=1)
     assert least_absolute_relative(features, cost) == pytest.approx([50, 3, 10], rel=0.2)
+
+
+def test_draws_lie_between_the_quantiles_that_they_are_made_of() -> None:
+    drawn = np.array(factors([0.8, 1.0, 1.6]))
+    assert np.quantile(drawn, [0.1, 0.5, 0.9]) == pytest.approx([0.8, 1.0, 1.6], abs=0.02)
+    assert np.all(np.diff(drawn) >= 0)
+    assert min(factors([0.1, 1.0, 1.6])) > 0
+    assert min(factors([-1.3, 1.0, 3.3], positive=False)) < -1.3
+
+
+def test_a_seed_draws_the_same_costs_again() -> None:
+    def costs(seed: int | None) -> list[int | None]:
+        host = TableHost(HostTable.load("h200_xeon"), num_layers=32, tp=1, seed=seed)
+        return [host.phase_ns("execute", StepShape("full", 8)) for _ in range(200)]
+
+    assert costs(0) == costs(0)
+    assert costs(0) != costs(1)
+    assert len(set(costs(None))) == 1
+    assert np.mean(costs(0)) == pytest.approx(
+        np.mean(HostTable.load("h200_xeon").spread["execute", "full"]) * costs(None)[0], rel=0.05
+    )

@@ -1,8 +1,8 @@
 """Compare emulated with measured runs.
 
     python -m revati.validate [DIR ...] [runs=GLOB] [host=NAME] [calibrate=1|0]
-                              [mode=table|measured|free] [jobs=N] [out=FOLDER] [emulate=1|0]
-                              [steps=0|1] [baselines=FOLDER]
+                              [mode=table|measured|free] [jobs=N] [repeats=N] [out=FOLDER]
+                              [emulate=1|0] [steps=0|1] [baselines=FOLDER]
 
 A DIR (default: validation/runs of the project) holds one folder a measured run: run.json (engine, settings)
 and requests.parquet (a row a request); NAME_rep2, NAME_rep3, … repeat NAME. Recorded arrivals and lengths are
@@ -18,6 +18,8 @@ emulated/<case>/ (requests.parquet, run.json) and trials/ (logs and timelines of
                there are any (default); 0: the tables as they are
     mode       where host time comes from (default: table)
     jobs       emulations at a time (default: 1)
+    repeats    emulate each case so often, with other draws of host time, and take medians as of the measured
+               repeats (default: 1)
     emulate    0: only compare with what FOLDER/emulated already holds
     steps      1: also write STEPS.md, engine steps of emulation and measurement compared by kind
     baselines  folder of *.csv with predictions by others (default: validation/predictions of the project)
@@ -53,6 +55,7 @@ def validate(options: Options, cases: Sequence[Case], emulate: Emulate | None) -
             options.host,
             options.out,
             jobs=options.jobs,
+            repeats=options.repeats,
             report=lambda line: print(line, file=sys.stderr, flush=True),
         )
     predictions = {EMULATED: emulated}

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,8 @@ def calibrated(case: Case, default: str, out: Path) -> CalibratedHost | None:
 
 def others(case: Case) -> list[Path]:
     """Runs beside a case's with a step log that the same engine process served, without the case's own."""
-    if case.description.get("engine_start_s") is None:  # by which an engine's runs are known
-        return []
+    if case.description["engine"] != "vllm" or case.description.get("engine_start_s") is None:
+        return []  # the log's columns are vLLM's, and the start tells the engine's runs
     engine, own = _engine(case.description), {run.name for run in case.runs}
     return [
         path.parent
@@ -94,7 +95,9 @@ def calibrate(runs: Sequence[Path], base: str) -> Calibration | None:
             for phase in costs.phases:
                 ratios.setdefault((phase, costs.kind), []).extend(_pairs(costs, table, description))
     found = {
-        key: _slowdown(np.array(pairs)) for key, pairs in sorted(ratios.items()) if len(pairs) >= LEAST_STEPS
+        key: _slowdown(np.array(pairs)) / fmean(table.spread.get(key, (1.0,)))
+        for key, pairs in sorted(ratios.items())
+        if len(pairs) >= LEAST_STEPS
     }
     if not any(phase in COMMON for phase, _ in found):
         return None

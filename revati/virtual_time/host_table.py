@@ -9,7 +9,8 @@ holds a linear model in µs:
 A host that shares its cores with neighbours sits on slower plateaus for seconds or for good, so a table
 names several *slowdowns* (``quiet``, ``typical``, ``busy``: quantiles over the calibration) and the one
 that it uses. The latency of waking a thread doesn't follow it. A file that names a ``base`` table changes
-only what it says, such as the slowdown, or by ``slowdown_of`` that of single phases and kinds.
+only what it says, such as the slowdown, or by ``slowdown_of`` that of single phases and kinds.  ``spread``
+of a phase and kind are the 10 %, 50 % and 90 % quantiles of its cost relative to the model.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import yaml
 
 from revati import paths
+from revati.virtual_time.spread import Factors, factors
 
 PHASES = {
     "input": "the engine core takes one new request out of its queue (tokens: its prompt)",
@@ -45,6 +47,7 @@ PHASES = {
 KINDS = ("full", "piecewise", "compiled", "eager", "idle", "busy", "any")
 TERMS = ("base_us", "per_request_us", "per_token_us", "per_prefill_us", "per_layer_us")
 LATENCY = "latency_us"
+ARRIVAL = "arrival"  # a client's timers may also be early
 
 # What stands in where a calibration has no such kind.
 _NEAREST = {
@@ -94,6 +97,7 @@ class HostTable:
         if unknown:
             raise ValueError(f"host table {name!r}: unknown phase {unknown[0]!r}; known: {', '.join(PHASES)}")
         self._costs: dict[tuple[str, str], Coefficients] = {}
+        self.spread: dict[tuple[str, str], Factors] = {}  # by phase and kind, where it is known
         for phase, by_kind in phases.items():
             for kind in KINDS:
                 wanted = kind
@@ -105,6 +109,8 @@ class HostTable:
                     terms = [float(by_kind[found].get(term, 0.0)) * factor for term in TERMS]
                     terms[0] += float(by_kind[found].get(LATENCY, 0.0))
                     self._costs[phase, kind] = (terms[0], terms[1], terms[2], terms[3], terms[4])
+                    if "spread" in by_kind[found]:
+                        self.spread[phase, kind] = factors(by_kind[found]["spread"], phase != ARRIVAL)
         self._tensor_parallel = {
             (phase, kind): {
                 ranks: _factor(by_kind.get(kind, by_kind.get("any", {})), ranks) for ranks in _RANKS

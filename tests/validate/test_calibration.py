@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -63,13 +63,13 @@ def test_a_case_is_calibrated_on_the_other_runs_of_its_engine(
     assert (found.base, list(found.runs)) == ("h200_xeon", ["other"])
     table = HostTable.load(str(found.path))
     for phase in ("schedule", "execute", "sample", "update"):
-        assert table.phase_us(phase, "full", 8, num_layers=32) == pytest.approx(
-            1.3 * TABLE.phase_us(phase, "full", 8, num_layers=32), rel=1e-3
-        )
+        # Logs tell means; a table varies around its medians.
+        mean = fmean(table.spread[phase, "full"]) * table.phase_us(phase, "full", 8, num_layers=32)
+        assert mean == pytest.approx(1.3 * TABLE.phase_us(phase, "full", 8, num_layers=32), rel=1e-3)
     # What the log does not show follows the engine core's own work.
-    assert table.phase_us("frontend_busy", num_reqs=8) == pytest.approx(
-        1.3 * TABLE.phase_us("frontend_busy", num_reqs=8), rel=1e-3
-    )
+    ratio = table.phase_us("frontend_busy", num_reqs=8) / TABLE.phase_us("frontend_busy", num_reqs=8)
+    assert ratio == pytest.approx(table.slowdown, rel=1e-3)
+    assert 1.2 < ratio < 1.35
 
 
 def test_without_another_run_of_its_engine_a_case_has_no_table_of_its_own(
