@@ -73,12 +73,24 @@ def test_unknown_tables_and_levels_name_the_known(tmp_path: Path) -> None:
 
 
 def test_a_based_table_changes_only_the_slowdown() -> None:
-    typical, contended = HostTable.load("h200_xeon"), HostTable.load("h200_xeon_contended")
-    assert contended.slowdown > typical.slowdown
-    ratio = contended.slowdown / typical.slowdown
+    typical, quiet = HostTable.load("h200_xeon"), HostTable.load("h200_xeon_quiet")
+    assert quiet.slowdown < typical.slowdown
+    ratio = quiet.slowdown / typical.slowdown
     for kind in ("full", "piecewise", "compiled"):
-        costs = [t.phase_us("execute", kind, 16, 100, 2, 32) for t in (typical, contended)]
+        costs = [t.phase_us("execute", kind, 16, 100, 2, 32) for t in (typical, quiet)]
         assert costs[1] == pytest.approx(ratio * costs[0])
+
+
+def test_a_phase_and_kind_may_have_a_slowdown_of_its_own(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("base: h200_xeon\nslowdown: 2\nslowdown_of: {execute: {full: 3}}\n")
+    one, table = HostTable.load("h200_xeon", slowdown=1.0), HostTable.load(str(own))
+    for phase, kind, slowdown in (("execute", "full", 3), ("execute", "piecewise", 2), ("update", "full", 2)):
+        expected = slowdown * one.phase_us(phase, kind, 16, 100, 2, 32)
+        assert table.phase_us(phase, kind, 16, 100, 2, 32) == pytest.approx(expected)
+    own.write_text("base: h200_xeon\nslowdown: 2\nslowdown_of: {launch: {full: 3}}\n")
+    with pytest.raises(ValueError, match="unknown phase 'launch'"):
+        HostTable.load(str(own))
 
 
 @pytest.mark.parametrize("name", known_tables())

@@ -65,6 +65,8 @@ class LaunchPricing:
             self._log.add_attention(self._attention_names["combine"], combine),
             power_w,
             sensitivity,
+            main.std_us * 1e3,
+            combine.std_us * 1e3,
         )
 
     def usage(self) -> Usage:
@@ -87,6 +89,7 @@ class LaunchPricing:
         name, shape, estimate = answer
         cost.duration_ns = round(estimate.duration_us * 1e3)
         cost.launches = estimate.launches
+        cost.std_ns = estimate.std_us * 1e3
         cost.power_w, cost.clock_sensitivity = demand(self._gpu, estimate)
         cost.launch = self._log.add(name, shape, estimate)
 
@@ -101,6 +104,7 @@ class LaunchPricing:
             if kernel in name:
                 cost.per_tokens = cost.meets = 1
                 nbytes, ranks = key.num_tokens * self._hidden_bytes, self._source.shape.tp
+                cost.ranks = ranks
                 estimate = self._source.collective("all_reduce", nbytes, ranks, implementation)
                 return name, f"{nbytes} bytes, {ranks} ranks", estimate
         grid, block = tuple(key.grid), tuple(key.block)
@@ -130,6 +134,7 @@ class LaunchPricing:
 
     def _collective(self, key: LaunchKey, cost: Cost) -> tuple[str, str, Estimate]:
         name = key.name.decode()
+        cost.ranks = key.ranks
         estimate = self._source.collective(name, key.bytes, key.ranks, "nccl")
         return f"nccl {name}", f"{key.bytes} bytes, {key.ranks} ranks", estimate
 

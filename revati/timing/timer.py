@@ -22,6 +22,7 @@ from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN
 from revati.timing.gemm import GemmModel, Key, Launches
 from revati.timing.gpu import load_limits
 from revati.timing.in_engine import NO_EFFECT, InEngineCurve
+from revati.timing.jitter import KINDS, NO_JITTER, Jitter
 from revati.timing.launches import Launch, LaunchModel
 from revati.timing.schema import SCALED
 from revati.timing.transfers import CollectiveModel, CopyModel
@@ -61,6 +62,8 @@ class KernelTimer:
         fitted = db.partition(db_dir, gpu) / "fitted"
         curve = InEngineCurve.load(fitted) if in_engine else NO_EFFECT
         self._attention = AttentionModel(limits, shape, measured, fitted, curve)
+        # Alone, a rank waits for nobody.
+        self._jitter = _jitter(measured) if shape.tp > 1 else NO_JITTER
         self.graph_gap_us = _gap_us(measured, "graph", DEFAULT_GRAPH_GAP_US)
         self.launch_gap_us = _gap_us(measured, "stream", DEFAULT_LAUNCH_GAP_US)
 
@@ -76,7 +79,7 @@ class KernelTimer:
         """A kernel that is no GEMM, no attention and no collective."""
         blocks = math.prod(grid)
         found = self._launches.estimate(name, max(1, blocks), max(1, math.prod(block)), self.shape, num_reqs)
-        return self._as_known(found)
+        return self._varying(self._as_known(found))
 
     def gemm(
         self,
@@ -92,7 +95,7 @@ class KernelTimer:
         """out[m, n] = a[m, k] @ w[n, k]^T, ``batch`` times; m is the number of tokens."""
         one = self._gemm.estimate(max(1, m), max(1, n), max(1, k), dtype, out_dtype)
         if batch <= 1:
-            return one
+            return self._varying(one)
         return replace(
             one,
             duration_us=one.duration_us * batch,
@@ -110,6 +113,11 @@ class KernelTimer:
     def copy(self, direction: str, nbytes: int) -> Estimate:
         """``direction``: h2d, d2h, d2d or memset."""
         return self._as_known(self._copies.estimate(direction, nbytes))
+
+    def _varying(self, found: Estimate) -> Estimate:
+        if self._jitter is NO_JITTER:
+            return found
+        return replace(found, std_us=self._jitter.std_us(found.duration_us))
 
     def _as_known(self, found: Estimate) -> Estimate:
         """What rests on another GPU's measurements is extrapolated."""
@@ -131,7 +139,12 @@ class KernelTimer:
 
         ``full_graphs``: the engine runs with full CUDA graphs, so small batches get up to 32 splits.
         """
-        return self._attention.estimate(query_lens, context_lens, full_graphs)
+        main, combine = self._attention.estimate(query_lens, context_lens, full_graphs)
+        return self._varying(main), self._varying(combine)
+
+
+def _jitter(measured: pa.Table) -> Jitter:
+    return Jitter.of(db.rows(measured, ["count", "median_us", "p10_us", "p90_us"], kind=list(KINDS)))
 
 
 def _gap_us(measured: pa.Table, between: str, default_us: float) -> float:

@@ -13,6 +13,9 @@ constexpr ns_t kUnknown = -2;
 // Durations at full clock, and what is needed to stretch and to power them.
 struct Demand { double ns = 0, sensitive_ns = 0, joules_e9 = 0; };
 
+// What ranks have done since they last met varies by so much from rank to rank.
+struct Drift { double variance_ns2 = 0; };
+
 // An event's recording; it outlives the event and its next recording.
 struct Record {
   ns_t time = kUnknown;
@@ -35,6 +38,7 @@ struct Stream {
   unsigned flags = 0;
   int priority = 0;
   ns_t tail = 0;              // virtual completion of everything that is not pending
+  Drift drift;
   std::deque<Op> pending;
   Graph *capture = nullptr;   // the graph being captured, if any
   uint64_t capture_id = 0;
