@@ -24,8 +24,10 @@ from revati.validate.host_log import PhaseCosts
 from revati.validate.runs import CalibratedHost, Case, model_shape
 from revati.virtual_time.host import WORKER_PHASES
 from revati.virtual_time.host_table import HostTable, base_of
+from revati.virtual_time.spread import factors
 
 LEAST_STEPS = 20
+QUANTILES = (0.1, 0.5, 0.9)
 BLOCKED = 2.0  # a step that takes so many times as long as its like waited for something
 # Phases that every engine's core runs itself, by which the phases that no log shows are scaled.
 COMMON = ("schedule", "update")
@@ -35,13 +37,14 @@ COMMON = ("schedule", "update")
 class Calibration:
     """How much slower than a table's slowdown 1 a machine runs, by phase and kind where its logs tell.
 
-    ``runs``: whose logs they were.
+    ``runs``: whose logs they were. ``spread``: quantiles, as host tables have them.
     """
 
     base: str
     runs: tuple[str, ...]
     slowdown: float
     by_phase: Mapping[str, Mapping[str, float]]
+    spread: Mapping[str, Mapping[str, Sequence[float]]]
 
     def write(self, path: Path) -> Path:
         """Write a host table."""
@@ -50,9 +53,10 @@ class Calibration:
             "calibrated_on": list(self.runs),
             "slowdown": self.slowdown,
             "slowdown_of": {phase: dict(kinds) for phase, kinds in self.by_phase.items()},
+            "spread_of": {phase: dict(kinds) for phase, kinds in self.spread.items()},
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        path.write_text(yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110))
         return path
 
 
@@ -94,19 +98,20 @@ def calibrate(runs: Sequence[Path], base: str) -> Calibration | None:
         for costs in host_log.read(run, description):
             for phase in costs.phases:
                 ratios.setdefault((phase, costs.kind), []).extend(_pairs(costs, table, description))
-    found = {
-        key: _slowdown(np.array(pairs)) / fmean(table.spread.get(key, (1.0,)))
-        for key, pairs in sorted(ratios.items())
-        if len(pairs) >= LEAST_STEPS
-    }
-    if not any(phase in COMMON for phase, _ in found):
-        return None
-    weights = [len(ratios[key]) for key in found if key[0] in COMMON]
-    slowdown = np.average([value for key, value in found.items() if key[0] in COMMON], weights=weights)
     by_phase: dict[str, dict[str, float]] = {}
-    for (phase, kind), value in found.items():
-        by_phase.setdefault(phase, {})[kind] = round(value, 4)
-    return Calibration(base, tuple(run.name for run in runs), round(float(slowdown), 4), by_phase)
+    spread: dict[str, dict[str, Sequence[float]]] = {}
+    common: list[tuple[float, int]] = []  # slowdown, steps
+    for (phase, kind), pairs in sorted(ratios.items()):
+        if len(pairs) >= LEAST_STEPS:
+            slowdown, quantiles = _compare(np.array(pairs))
+            by_phase.setdefault(phase, {})[kind] = slowdown
+            spread.setdefault(phase, {})[kind] = quantiles
+            if phase in COMMON:
+                common.append((slowdown, len(pairs)))
+    if not common:
+        return None
+    overall = sum(value * steps for value, steps in common) / sum(steps for _, steps in common)
+    return Calibration(base, tuple(run.name for run in runs), round(overall, 4), by_phase, spread)
 
 
 def _pairs(costs: PhaseCosts, table: HostTable, description: Mapping[str, Any]) -> list[tuple[float, float]]:
@@ -125,11 +130,15 @@ def _pairs(costs: PhaseCosts, table: HostTable, description: Mapping[str, Any]) 
     return list(zip(costs.cost_us.tolist(), expected, strict=True))
 
 
-def _slowdown(pairs: NDArray[np.float64]) -> float:
+def _compare(pairs: NDArray[np.float64]) -> tuple[float, list[float]]:
+    """Slowdown and spread of a phase, which together have the measured mean."""
     measured, expected = pairs.T
     ratio = measured / expected
     usual = ratio <= BLOCKED * np.median(ratio)
-    return float(measured[usual].sum() / expected[usual].sum())
+    relative = np.quantile(ratio[usual], QUANTILES) / np.median(ratio[usual])
+    quantiles = [round(float(value), 3) for value in relative]
+    slowdown = float(measured[usual].sum() / expected[usual].sum())
+    return round(slowdown / fmean(factors(quantiles)), 4), quantiles
 
 
 def _engine(description: Mapping[str, Any]) -> str:

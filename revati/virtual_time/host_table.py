@@ -9,8 +9,8 @@ holds a linear model in µs:
 A host that shares its cores with neighbours sits on slower plateaus for seconds or for good, so a table
 names several *slowdowns* (``quiet``, ``typical``, ``busy``: quantiles over the calibration) and the one
 that it uses. The latency of waking a thread doesn't follow it. A file that names a ``base`` table changes
-only what it says, such as the slowdown, or by ``slowdown_of`` that of single phases and kinds.  ``spread``
-of a phase and kind are the 10 %, 50 % and 90 % quantiles of its cost relative to the model.
+only what it says, such as the slowdown, or by ``slowdown_of`` and ``spread_of`` those of single phases and
+kinds.  A ``spread`` are the 10 %, 50 % and 90 % quantiles of a cost relative to the model.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class HostTable:
         phases: phase → kind → coefficients by the names in `TERMS` and `LATENCY` (absent: 0).
         slowdown: factor on every coefficient but the latency.
         slowdown_of: phase → kind → its own slowdown.
+        spread_of: phase → kind → its own spread.
         tensor_parallel: phase → kind (or "any") → ranks → factor (workers of their own processes, the
             slowest of them); between given numbers of ranks the next smaller one counts.
         measured: ``cpu_factor`` by which the host's phases take longer than the CPU time of the same code on
@@ -89,11 +90,12 @@ class HostTable:
         tensor_parallel: dict[str, dict[str, dict[int, float]]] | None = None,
         measured: dict[str, float] | None = None,
         slowdown_of: dict[str, dict[str, float]] | None = None,
+        spread_of: dict[str, dict[str, list[float]]] | None = None,
     ) -> None:
         self.name, self.slowdown = name, slowdown
-        own = slowdown_of or {}
+        own, spreads = slowdown_of or {}, spread_of or {}
         self._measured = measured
-        unknown = sorted((set(phases) | set(own)) - set(PHASES))
+        unknown = sorted((set(phases) | set(own) | set(spreads)) - set(PHASES))
         if unknown:
             raise ValueError(f"host table {name!r}: unknown phase {unknown[0]!r}; known: {', '.join(PHASES)}")
         self._costs: dict[tuple[str, str], Coefficients] = {}
@@ -109,8 +111,9 @@ class HostTable:
                     terms = [float(by_kind[found].get(term, 0.0)) * factor for term in TERMS]
                     terms[0] += float(by_kind[found].get(LATENCY, 0.0))
                     self._costs[phase, kind] = (terms[0], terms[1], terms[2], terms[3], terms[4])
-                    if "spread" in by_kind[found]:
-                        self.spread[phase, kind] = factors(by_kind[found]["spread"], phase != ARRIVAL)
+                    spread = spreads.get(phase, {}).get(kind, by_kind[found].get("spread"))
+                    if spread is not None:
+                        self.spread[phase, kind] = factors(spread, phase != ARRIVAL)
         self._tensor_parallel = {
             (phase, kind): {
                 ranks: _factor(by_kind.get(kind, by_kind.get("any", {})), ranks) for ranks in _RANKS
@@ -151,6 +154,7 @@ class HostTable:
             content.get("tensor_parallel"),
             content.get("measured"),
             content.get("slowdown_of"),
+            content.get("spread_of"),
         )
 
     def phase_us(
