@@ -84,7 +84,7 @@ class NativeCore:
         if not hasattr(ctypes.CDLL(None), "revati_clock_now"):
             raise RuntimeError("the native stand-ins are not preloaded into this process")
         lib.revati_clock_now.restype = ctypes.c_int64
-        for name in ("clock_set", "clock_advance", "phase_end"):
+        for name in ("clock_set", "clock_wait_until", "clock_advance", "phase_end"):
             getattr(lib, f"revati_{name}").argtypes = [ctypes.c_int64]
         lib.revati_phase_begin.argtypes = [ctypes.c_int, ctypes.c_int64]
         lib.revati_set_gaps.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
@@ -96,6 +96,7 @@ class NativeCore:
         self._resolver: object = None
         self.now_ns: Callable[[], int] = lib.revati_clock_now
         self.set_ns: Callable[[int], None] = lib.revati_clock_set
+        self.wait_until_ns: Callable[[int], None] = lib.revati_clock_wait_until
         self.advance_ns: Callable[[int], None] = lib.revati_clock_advance
         self.phase_begin: Callable[[int, int], None] = lib.revati_phase_begin
         self.phase_end: Callable[[int], None] = lib.revati_phase_end

@@ -102,6 +102,10 @@ class DomainLibrary:
         pids = (ctypes.c_int * _MAX_MEMBERS)()
         return list(pids[: self._lib.revati_domain_members(pids, _MAX_MEMBERS)])
 
+    def remove_files(self) -> None:
+        """Remove the files in shared memory that members created and have not removed."""
+        self._lib.revati_domain_remove_files()
+
     def counters(self) -> DomainCounters:
         values = (ctypes.c_int64 * _COUNTERS)()
         self._lib.revati_domain_counters(values)

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from revati.interception.domain_library import DOMAIN_LIBRARY, DomainCounters, DomainLibrary
+from revati.virtual_time.teardown import end_members
 
 # Watchdogs that look every 100 ms whether a real device still makes progress.  Only threads that nobody waits
 # for: what a real-time thread does takes virtual time that depends on this machine.
@@ -148,12 +149,13 @@ class Domain:
         return self._library.describe()
 
     def end(self, reason: str = "ended by the launcher") -> None:
-        """End the domain: its members are killed, its shared memory goes."""
+        """End the domain: its members are killed, its shared memory goes, and theirs."""
         self._library.end(reason)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._monitor.wait(timeout=10)
         self._monitor.kill()
         self._monitor.wait()
+        end_members(self._library)  # the monitor may have been killed
         for process in self._started:
             if process.poll() is None:
                 process.kill()

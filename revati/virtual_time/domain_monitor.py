@@ -15,29 +15,10 @@ import time
 from pathlib import Path
 
 from revati.interception.domain_library import DomainLibrary
+from revati.virtual_time.teardown import end_members
 
 _ROUND_NS = 4_000_000
 _STUCK_CHECK_S = 0.25
-
-
-def kill_members(library: DomainLibrary) -> None:
-    """Kill -9 every member until none is left; those it started meanwhile are members, too."""
-    for _ in range(50):
-        members = [pid for pid in library.members() if pid != os.getpid() and _alive(pid)]
-        if not members:
-            return
-        for pid in members:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat[stat.rindex(")") + 2] not in "ZX"
 
 
 def monitor(path: Path, launcher: int, stuck_s: float, tolerate_deaths: bool) -> None:
@@ -62,7 +43,7 @@ def monitor(path: Path, launcher: int, stuck_s: float, tolerate_deaths: bool) ->
             elif now - stuck_since > stuck_s:
                 print(library.describe(), file=sys.stderr, flush=True)
                 library.end(f"stuck: for {stuck_s:g} s every thread has waited for something that never came")
-    kill_members(library)
+    end_members(library)
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
 

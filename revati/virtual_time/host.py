@@ -182,9 +182,9 @@ class HostMeter:
             self._running_on = outside
 
     def wait_until(self, ns: int, step: StepShape) -> None:
-        """Wait for another virtual core."""
+        """Wait for another virtual core, or a message on its way from there."""
         begin_ns = self._core.now_ns()
-        self._core.set_ns(max(begin_ns, ns))
+        self._core.wait_until_ns(ns)
         self._record("wait", begin_ns, step)
 
     @contextmanager

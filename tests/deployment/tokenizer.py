@@ -8,10 +8,12 @@ from typing import Any
 
 
 def write_model(folder: Path, hf_config: dict[str, Any]) -> Path:
-    """Write ``config.json``, and a tokenizer whose token i is the word ``t<i>``."""
+    """Write ``config.json``, and a tokenizer whose token i is the word ``t<i>``, the first three apart."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(hf_config))
-    words = {f"t{i}": i for i in range(hf_config["vocab_size"])}
+    special = ("<unk>", "<s>", "</s>")  # found within words: no word may contain one
+    words = {f"t{i}": i for i in range(len(special), hf_config["vocab_size"])}
+    words |= {word: i for i, word in enumerate(special)}
     tokenizer = {
         "version": "1.0",
         "truncation": None,
@@ -21,10 +23,10 @@ def write_model(folder: Path, hf_config: dict[str, Any]) -> Path:
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "post_processor": None,
         "decoder": None,
-        "model": {"type": "WordLevel", "vocab": words, "unk_token": "t0"},
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": special[0]},
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    special = {"unk_token": "t0", "bos_token": "t1", "eos_token": "t2"}
+    names = dict(zip(("unk_token", "bos_token", "eos_token"), special, strict=True))
     kind = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 4096}
-    (folder / "tokenizer_config.json").write_text(json.dumps({**kind, **special}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**kind, **names}))
     return folder

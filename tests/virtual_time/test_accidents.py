@@ -45,6 +45,30 @@ def test_a_killed_member_ends_the_domain(members: Members, victim: str) -> None:
     assert _gone(computer.pid)
 
 
+def test_shared_memory_of_killed_members_goes_with_the_domain() -> None:
+    """However it was created; what was there before is none of the domain's business."""
+    others = Path(f"/dev/shm/revati-test-{os.getpid()}")
+    others.touch()
+    with Domain.create(tolerate_deaths=True) as domain:
+        member = Members(domain).start(f"""
+import multiprocessing.shared_memory, multiprocessing.synchronize, os, time
+memory = multiprocessing.shared_memory.SharedMemory(create=True, size=100)
+lock = multiprocessing.get_context("spawn").Lock()
+open("{others}-opened", "w").close()
+os.close(os.open("{others}", os.O_CREAT | os.O_RDWR))
+print(memory.name, "sem." + lock._semlock.name.strip("/"), "{others.name}-opened", flush=True)
+time.sleep(1e6)
+""")
+        created = [others.with_name(name) for name in line_of(member).split()]
+        assert len(created) == 3
+        assert all(path.exists() for path in created)
+        member.kill()
+        member.wait()
+    assert not any(path.exists() for path in created)
+    assert others.exists()
+    others.unlink()
+
+
 def test_the_token_of_a_killed_member_goes_on() -> None:
     with Domain.create(tolerate_deaths=True) as domain:
         members = Members(domain)

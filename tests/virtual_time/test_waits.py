@@ -87,6 +87,57 @@ print(max(until(2, a) for a in (lambda: None, os.sched_yield, lambda: time.sleep
     assert float(late_s) < 1e-3
 
 
+def test_messages_through_shared_memory_come_when_they_are_written(members: Members) -> None:
+    ping_pong = """
+import ctypes, mmap, os, time
+charge = ctypes.CDLL(None).revati_charge
+memory = mmap.mmap(-1, 4096)
+def wait(index, value):
+    while memory[index] != value:
+        os.sched_yield()
+if os.fork() == 0:
+    for value in range(1, 201):
+        wait(0, value)
+        charge(ctypes.c_int64(700_000))
+        memory[1] = value
+    os._exit(0)
+begin = time.monotonic()
+for value in range(1, 201):
+    charge(ctypes.c_int64(300_000))
+    memory[0] = value
+    charge(ctypes.c_int64(100_000))  # after the message: it doesn't delay it
+    wait(1, value)
+print(time.monotonic() - begin)
+"""
+    (seconds,) = members.run(ping_pong)
+    assert float(seconds) == pytest.approx(0.2, rel=0.005)
+
+
+def test_an_event_loop_that_waits_for_a_lock_does_not_hold_the_clock(members: Members) -> None:
+    """Its descriptor stays readable, and its handler only tries the lock, like gloo's."""
+    (output,) = members.run("""
+import ctypes, os, select, threading, time
+read_end, write_end = os.pipe()
+poller, lock = select.epoll(), threading.Lock()
+poller.register(read_end, select.EPOLLIN)
+def loop():
+    while True:
+        poller.poll()
+        if lock.acquire(blocking=False):
+            break
+    print(os.read(read_end, 1).decode(), time.monotonic() - begin)
+begin = time.monotonic()
+handler = threading.Thread(target=loop)
+with lock:
+    handler.start()
+    os.write(write_end, b"x")
+    time.sleep(2)
+handler.join()
+""")
+    letter, seconds = output.split()
+    assert (letter, float(seconds)) == ("x", pytest.approx(2, abs=1e-3))
+
+
 def test_idle_event_loops_of_listed_libraries_are_cheap() -> None:
     """A loop that waits 10 ms at a time for descriptors, like gloo's, costs an hour's silence little."""
     looping = """

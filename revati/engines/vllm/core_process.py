@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import threading
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.engine import EngineCoreRequestType
 
 from revati.engines.vllm.batches import BatchReader
 from revati.engines.vllm.delayed_queue import DelayedQueue
-from revati.engines.vllm.processes import telling_refusals
+from revati.engines.vllm.processes import SENT_AT, telling_refusals
 from revati.engines.vllm.step_shape import configured_dispatch, step_shape
 from revati.virtual_time.host import IDLE_STEP, Phase, StepShape
 
@@ -22,7 +23,7 @@ class EmulatedCore:
 
     def __init__(self, core: Any, process: EmulatedProcess) -> None:
         process.know(core.vllm_config)
-        self._core, self._meter = core, process.meter
+        self._core, self._meter, self._now_ns = core, process.meter, process.core.now_ns
         self._reader = BatchReader(core.vllm_config.model_config.get_vocab_size())
         self._dispatch = configured_dispatch(core.vllm_config)
         self._shapes: dict[int, StepShape] = {}  # by identity of the scheduler's output
@@ -38,9 +39,8 @@ class EmulatedCore:
             executor.sample_tokens = functools.partial(
                 self._hand_over, "dispatch_sample", executor.sample_tokens
             )
-        now_ns = process.core.now_ns
-        core.input_queue = DelayedQueue(now_ns, self._input_latency_ns)
-        core.output_queue = DelayedQueue(now_ns, self._output_latency_ns)
+        core.input_queue = DelayedQueue(self._now_ns, self._input_latency_ns)
+        core.output_queue = DelayedQueue(self._now_ns, self._output_latency_ns)
 
     def _schedule(self, schedule: Any, *args: Any, **kwargs: Any) -> Any:
         begin = self._meter.cpu_ns()
@@ -59,9 +59,11 @@ class EmulatedCore:
         self._meter.charge("update", self._last_step, spent_ns)
         return outputs
 
-    def _hand_over(self, phase: Phase, send: Any, *args: Any, **kwargs: Any) -> Any:
+    def _hand_over(self, phase: Phase, send: Any, message: Any, *args: Any, **kwargs: Any) -> Any:
         self._meter.charge(phase, self._scheduled)
-        return send(*args, **kwargs)
+        if message is not None:
+            setattr(message, SENT_AT, self._now_ns())
+        return send(message, *args, **kwargs)
 
     def _add(self, add_request: Any, *args: Any, **kwargs: Any) -> None:
         with self._meter.phase("input", IDLE_STEP):
@@ -89,14 +91,22 @@ class EmulatedCore:
 
 def prepare(process: EmulatedProcess) -> None:
     """Make every engine core of this process an emulated one."""
-    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.engine.core import EngineCore, EngineCoreProc
 
-    initialise = telling_refusals(EngineCore.__init__)
+    lock = threading.Lock()
 
-    @functools.wraps(initialise)
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        initialise(self, *args, **kwargs)
-        if hasattr(self, "input_queue"):  # a process of its own; its I/O threads start after this
-            EmulatedCore(self, process)
+    def in_emulated_core(run: Any) -> Any:
+        @functools.wraps(run)
+        def started(self: Any, *args: Any, **kwargs: Any) -> None:
+            with lock:
+                if not hasattr(self, "_emulated"):
+                    self._emulated = EmulatedCore(self, process)
+            run(self, *args, **kwargs)
 
-    EngineCore.__init__ = init
+        return started
+
+    EngineCore._initialize_kv_caches = telling_refusals(EngineCore._initialize_kv_caches)
+    # A spawned core loads plug-ins in its constructor, too late to replace it.  The threads of its
+    # sockets start when it is complete, and the core waits for them.
+    for thread in ("process_input_sockets", "process_output_sockets"):
+        setattr(EngineCoreProc, thread, in_emulated_core(getattr(EngineCoreProc, thread)))

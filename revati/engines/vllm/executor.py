@@ -132,7 +132,7 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
         sent_ns, output = self.native.now_ns(), None
         for stage in self.stages:
             output = self._run(stage, sent_ns, "execute", step, scheduler_output)
-            if stage is not self.stages[-1]:
+            if batch.query_lens and stage is not self.stages[-1]:
                 with self.meter.on(stage.process, 0):
                     self.meter.charge("send", step)
         if not non_block:

@@ -17,6 +17,7 @@ from revati.engines.emulation import Emulation
 from revati.interception.core import NativeCore
 from revati.virtual_time.host import FreeHost, HostCosts, HostMeter
 
+SENT_AT = "_revati_sent_ns"  # of a message from the core to its workers
 _REFUSAL_VARIABLE = "REVATI_REFUSAL_FILE"
 
 

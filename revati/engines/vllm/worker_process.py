@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from revati.engines.vllm.batches import Batch, BatchReader
-from revati.engines.vllm.processes import telling_refusals
+from revati.engines.vllm.processes import SENT_AT, telling_refusals
 from revati.engines.vllm.shortcuts import skip_irrelevant_warmups
 from revati.engines.vllm.step_shape import step_shape
 from revati.interception.gpu import load_gpu
@@ -68,8 +68,8 @@ class EmulatedWorker:
         self._step = batch, step
         if batch.query_lens:
             self.pricing.set_batch(batch.query_lens, batch.context_lens)
-        if self.remote:
-            self.meter.charge("worker_ipc", IDLE_STEP)
+        if sent_ns := getattr(scheduled, SENT_AT, 0):  # warm-up steps are the worker's own
+            self.meter.wait_until(sent_ns + (self.meter.costs.phase_ns("worker_ipc", IDLE_STEP) or 0), step)
         with self.meter.phase("execute", step):
             output = run(self._worker, scheduled)
         if batch.query_lens and not self._worker.model_runner.is_last_pp_rank:

@@ -64,12 +64,14 @@ static void advance(ns_t ns) {
   clock_ns += ns;
 }
 
+// Others take their turn at the phase's end: a launch has no effect that they could see.
 void host_call() {
   if (!phase.active) return;
   ++phase.calls;
   const ns_t part = std::min(phase.step, phase.cost - phase.used);
   phase.used += part;
-  advance(part);
+  if (domain) return domain->spend(part);
+  clock_ns += part;
 }
 
 }  // namespace revati
@@ -78,6 +80,7 @@ using namespace revati;
 
 REVATI_API int64_t revati_clock_now() { return now(); }
 REVATI_API void revati_clock_set(int64_t ns) { clock_ns = ns; }  // a domain's clock cannot be set
+REVATI_API void revati_clock_wait_until(int64_t ns) { wait_until(ns); }
 REVATI_API void revati_clock_advance(int64_t ns) { advance(ns); }
 
 REVATI_API void revati_phase_begin(int tag, int64_t cost_ns) {

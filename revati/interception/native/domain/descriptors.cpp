@@ -66,17 +66,23 @@ ns_t stretched(Thread *thread, ns_t deadline, const void *caller) {
   return deadline - period + kIdlePeriod;
 }
 
+// An event loop whose handler cannot have a lock is told of the same event again and again (gloo's); whoever holds
+// the lock may be ahead in time.
+constexpr int kUnheeded = 16;
+
 // `call(wait, mask)`: the system call without (wait = false) or with an unlimited wait, as -errno or a count.
 template <typename Call>
 int wait_for_events(Thread *thread, ns_t deadline, const sigset_t *mask, const char *name, uint64_t object, Call call) {
-  const int idle = thread->idle_before;
+  const int idle = thread->idle_before, unheeded = thread->unheeded;
+  if (unheeded >= kUnheeded) spin(thread, name);
   sync(thread);
   Guard guard;
   for (;;) {
     // With the caller's mask, so that its pending signals interrupt as they would.
     long count = call(false, mask);
     if (count != 0) {
-      progress(thread);
+      if (unheeded < kUnheeded) progress(thread);
+      if (count > 0) thread->unheeded = unheeded + 1;
       observed(thread);
       return static_cast<int>(checked(count));
     }
@@ -369,19 +375,7 @@ REVATI_API int socket(int family, int type, int protocol) noexcept {
   return file;
 }
 
+// With the token even if it waits: what the other side sees must not come while we count as waiting already.
 REVATI_API int connect(int file, const sockaddr *address, socklen_t length) {
-  Thread *thread = active();
-  if (!thread || nonblocking(file, 0))
-    return effect([&] { return REAL(connect)(file, address, length); });
-  sync(thread);
-  Guard guard;
-  sent(thread);
-  progress(thread);
-  if (!block(thread, Kind::kKernel, kNever, "connect", file)) return fail(EINTR);
-  const int result = REAL(connect)(file, address, length);
-  const int error = errno;
-  segment->in_doubt = 2;
-  arrive(thread);
-  errno = error;
-  return result;
+  return effect([&] { return REAL(connect)(file, address, length); });
 }

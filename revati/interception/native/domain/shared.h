@@ -17,6 +17,7 @@ constexpr uint64_t kMagic = 0x5245564154490003ULL;  // "REVATI", layout version 
 constexpr int kSlots = 4096;
 constexpr int kNobody = -1;
 constexpr int kAreaBytes = 2 << 20;
+constexpr int kFiles = 1024, kFileName = 64;
 constexpr ns_t kNever = INT64_MAX / 4;  // leaves room for additions
 
 enum class State : int32_t {
@@ -32,6 +33,7 @@ enum class State : int32_t {
 enum class Kind : int32_t {
   kTimer = 0,    // nobody: never looked at by scans
   kQueue,        // a hooked waker: likewise
+  kSpin,         // a loop that looks again and again: whoever has run may have given it what it looks for
   kKernel,       // the kernel (descriptors, children, locks between processes): scanned before jumps
   kEdge,         // likewise, by a wake that is lost on who is not asleep yet (shared futexes, pause)
   kSignalled,    // the kernel, in a wait that the domain ends by a signal: scanned
@@ -41,6 +43,7 @@ enum class Kind : int32_t {
 struct alignas(64) Slot {
   std::atomic<State> state;
   std::atomic<uint32_t> word;      // futex: 1 = go on
+  std::atomic<uint32_t> entering;  // blocked, but not in its system call yet
   std::atomic<uint32_t> arrived;   // back from the kernel, before it takes the lock
   std::atomic<uint32_t> running;   // has seen its grant
   Kind kind;
@@ -85,6 +88,8 @@ struct Domain {
   std::atomic<ns_t> next_key;      // the earliest key of all but the token's holder
   std::atomic<int32_t> in_doubt;   // scans owed before a jump: 2 after a send, 1 after one scan
   std::atomic<int32_t> unhooked;   // somebody waits where no hook sees it: every jump needs a scan
+  std::atomic<int32_t> spinners;   // there may be spinning threads
+  ns_t stirred;                    // at this time something may have changed for them; kNever: they know
   ns_t checked;                    // time of the last jump that found nothing in flight
   std::atomic<int32_t> duty;       // who retries a jump that found something in flight
   int32_t suspect;                 // the slot that it found
@@ -97,6 +102,7 @@ struct Domain {
   uint64_t order[kSlots];
   uint64_t waits_for[kSlots];      // queue of a hooked wait, 0: none
   Slot slots[kSlots];
+  char files[kFiles][kFileName];   // names in /dev/shm that members have created; "": free
   alignas(64) unsigned char area[kAreaBytes];  // of the emulated GPUs: where collectives meet
 };
 
