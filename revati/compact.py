@@ -8,6 +8,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+TOKEN_TIMES = "token_times_us"
+
+
+def without_token_times(requests: pa.Table) -> pa.Table:
+    """A row a request with its latencies, the bulky list of token times empty."""
+    index = requests.column_names.index(TOKEN_TIMES)
+    empty = pa.array([[]] * requests.num_rows, requests.schema.field(index).type)
+    return requests.set_column(index, TOKEN_TIMES, empty)
+
 
 def write_compact(table: pa.Table, path: Path) -> None:
     """Write a table without loss: integers (also in lists) as differences, floats by byte, zstd over all."""

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from revati.virtual_time.host import StepShape, TableHost
 from revati.virtual_time.host_table import KINDS, PHASES, HostTable, known_tables
+from revati.virtual_time.spread import factors
 
 PHASE = {
     "execute": {
@@ -71,12 +73,24 @@ def test_unknown_tables_and_levels_name_the_known(tmp_path: Path) -> None:
 
 
 def test_a_based_table_changes_only_the_slowdown() -> None:
-    typical, contended = HostTable.load("h200_xeon"), HostTable.load("h200_xeon_contended")
-    assert contended.slowdown > typical.slowdown
-    ratio = contended.slowdown / typical.slowdown
+    typical, quiet = HostTable.load("h200_xeon"), HostTable.load("h200_xeon_quiet")
+    assert quiet.slowdown < typical.slowdown
+    ratio = quiet.slowdown / typical.slowdown
     for kind in ("full", "piecewise", "compiled"):
-        costs = [t.phase_us("execute", kind, 16, 100, 2, 32) for t in (typical, contended)]
+        costs = [t.phase_us("execute", kind, 16, 100, 2, 32) for t in (typical, quiet)]
         assert costs[1] == pytest.approx(ratio * costs[0])
+
+
+def test_a_phase_and_kind_may_have_a_slowdown_of_its_own(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("base: h200_xeon\nslowdown: 2\nslowdown_of: {execute: {full: 3}}\n")
+    one, table = HostTable.load("h200_xeon", slowdown=1.0), HostTable.load(str(own))
+    for phase, kind, slowdown in (("execute", "full", 3), ("execute", "piecewise", 2), ("update", "full", 2)):
+        expected = slowdown * one.phase_us(phase, kind, 16, 100, 2, 32)
+        assert table.phase_us(phase, kind, 16, 100, 2, 32) == pytest.approx(expected)
+    own.write_text("base: h200_xeon\nslowdown: 2\nslowdown_of: {launch: {full: 3}}\n")
+    with pytest.raises(ValueError, match="unknown phase 'launch'"):
+        HostTable.load(str(own))
 
 
 @pytest.mark.parametrize("name", known_tables())
@@ -122,3 +136,24 @@ def test_the_fit_finds_known_coefficients_despite_outliers() -> None:
     cost[::15] *= 8  # a wait for the GPU now and then
     features = np.stack([np.ones(800), requests, layers], axis=1)
     assert least_absolute_relative(features, cost) == pytest.approx([50, 3, 10], rel=0.2)
+
+
+def test_draws_lie_between_the_quantiles_that_they_are_made_of() -> None:
+    drawn = np.array(factors([0.8, 1.0, 1.6]))
+    assert np.quantile(drawn, [0.1, 0.5, 0.9]) == pytest.approx([0.8, 1.0, 1.6], abs=0.02)
+    assert np.all(np.diff(drawn) >= 0)
+    assert min(factors([0.1, 1.0, 1.6])) > 0
+    assert min(factors([-1.3, 1.0, 3.3], positive=False)) < -1.3
+
+
+def test_a_seed_draws_the_same_costs_again() -> None:
+    def costs(seed: int | None) -> list[int | None]:
+        host = TableHost(HostTable.load("h200_xeon"), num_layers=32, tp=1, seed=seed)
+        return [host.phase_ns("execute", StepShape("full", 8)) for _ in range(200)]
+
+    assert costs(0) == costs(0)
+    assert costs(0) != costs(1)
+    assert len(set(costs(None))) == 1
+    assert np.mean(costs(0)) == pytest.approx(
+        np.mean(HostTable.load("h200_xeon").spread["execute", "full"]) * costs(None)[0], rel=0.05
+    )

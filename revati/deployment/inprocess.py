@@ -67,10 +67,10 @@ class InProcessDeployment:
     def serve(self, requests: Sequence[Request], arrival_s: Sequence[float]) -> list[RequestRecord]:
         """Run until every request has finished; returns records in the order of ``requests``."""
         records = [RequestRecord(float(arrival)) for arrival in arrival_s]
-        arrivals = deque(sorted(range(len(requests)), key=lambda i: (arrival_s[i], i)))
+        arrivals = self._awaken(arrival_s)
         unfinished, sequence = len(requests), 0
         while unfinished:
-            arrival_ns = self._to_ns(arrival_s[arrivals[0]]) if arrivals else None
+            arrival_ns = arrivals[0][0] if arrivals else None
             output_ns = self._outbox[0][0] if self._outbox else None
             frontend_ns = min(
                 (max(self._frontend_ns, ns) for ns in (arrival_ns, output_ns) if ns is not None), default=None
@@ -81,7 +81,7 @@ class InProcessDeployment:
                     sent_ns, _, outputs = heapq.heappop(self._outbox)
                     unfinished -= self._deliver(sent_ns, outputs, records)
                 else:
-                    index = arrivals.popleft()
+                    _, index = arrivals.popleft()
                     self._submit(frontend_ns, requests[index], records[index])
             elif engine_ns is not None:
                 outputs = self._step(engine_ns)
@@ -91,6 +91,19 @@ class InProcessDeployment:
             else:
                 raise RuntimeError(f"{unfinished} requests never finish: the engine is idle")
         return records
+
+    def _awaken(self, arrival_s: Sequence[float]) -> deque[tuple[int, int]]:
+        """When the client comes to send each request, in turn, and its index.
+
+        It sleeps until a request arrives, as exactly as its timers are, and sends what has arrived meanwhile.
+        """
+        found: deque[tuple[int, int]] = deque()
+        awake_ns = self._start_ns
+        for index in sorted(range(len(arrival_s)), key=lambda i: (arrival_s[i], i)):
+            if (arrival_ns := self._to_ns(arrival_s[index])) > awake_ns:
+                awake_ns = max(awake_ns, arrival_ns + self._cost("arrival", IDLE_STEP))
+            found.append((awake_ns, index))
+        return found
 
     def _engine_ready_ns(self) -> int | None:
         if self._replica.has_work():
@@ -106,8 +119,7 @@ class InProcessDeployment:
     def _submit(self, now_ns: int, request: Request, record: RequestRecord) -> None:
         back_to_back = now_ns == self._frontend_ns
         call = StepShape("busy" if back_to_back else "idle", num_tokens=len(request.prompt_token_ids))
-        lateness_ns = 0 if back_to_back else self._cost("arrival", IDLE_STEP)
-        self._frontend_ns = now_ns + lateness_ns + self._cost("frontend_submit", call)
+        self._frontend_ns = now_ns + self._cost("frontend_submit", call)
         record.submitted_s = self._to_s(self._frontend_ns)
         idle = not self._replica.has_work() and not self._inbox
         message = StepShape("idle" if idle else "busy", num_tokens=len(request.prompt_token_ids))

@@ -46,12 +46,14 @@ def rank_shape(model: ModelShape, tp: int) -> RankShape:
     return RankShape.of(model, tp)
 
 
-def host_costs(host: HostSpec, table_name: str, num_layers: int, tp: int, pp: int) -> HostCosts:
+def host_costs(
+    host: HostSpec, table_name: str, num_layers: int, tp: int, pp: int, seed: int = 0
+) -> HostCosts:
     """Host time as ``host.mode`` says, from the table of that name, for a model of so many layers."""
     if host.mode == "free":
         return FreeHost()
     table = HostTable.load(table_name)
-    costs = TableHost(table, math.ceil(num_layers / pp), tp, pp)
+    costs = TableHost(table, math.ceil(num_layers / pp), tp, pp, seed)
     return MeasuredHost(costs, table.cpu_factor(probe_ns())) if host.mode == "measured" else costs
 
 
@@ -63,4 +65,5 @@ def deployment_costs(spec: DeploymentSpec, table_name: str) -> HostCosts:
         spec.model.num_hidden_layers,
         spec.tensor_parallel_size,
         spec.pipeline_parallel_size,
+        spec.seed,
     )

@@ -55,6 +55,9 @@ class Cost(ctypes.Structure):
         ("power_w", ctypes.c_float),
         ("clock_sensitivity", ctypes.c_float),
         ("meets", ctypes.c_int32),
+        ("launches", ctypes.c_int32),
+        ("ranks", ctypes.c_int32),
+        ("std_ns", ctypes.c_float),
     ]
 
 
@@ -85,7 +88,7 @@ class NativeCore:
             getattr(lib, f"revati_{name}").argtypes = [ctypes.c_int64]
         lib.revati_phase_begin.argtypes = [ctypes.c_int, ctypes.c_int64]
         lib.revati_set_gaps.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
-        lib.revati_set_attention.argtypes = [ctypes.c_int64] * 2 + [ctypes.c_int] * 2 + [ctypes.c_float] * 2
+        lib.revati_set_attention.argtypes = [ctypes.c_int64] * 2 + [ctypes.c_int] * 2 + [ctypes.c_float] * 4
         lib.revati_stream_time.argtypes, lib.revati_stream_time.restype = [ctypes.c_void_p], ctypes.c_int64
         lib.revati_stream_wait.argtypes = [ctypes.c_void_p, ctypes.c_int64]
         lib.revati_set_power_limit.argtypes = [ctypes.c_double] * 3 + [ctypes.c_int64]
@@ -100,7 +103,9 @@ class NativeCore:
         # Of a CUDA stream, by its handle: when all that was submitted is complete; wait for a moment [ns].
         self.stream_time: Callable[[int], int] = lib.revati_stream_time
         self.stream_wait: Callable[[int, int], None] = lib.revati_stream_wait
-        self.set_attention: Callable[[int, int, int, int, float, float], None] = lib.revati_set_attention
+        self.set_attention: Callable[[int, int, int, int, float, float, float, float], None] = (
+            lib.revati_set_attention
+        )
         self.set_power_limit: Callable[[float, float, float, int], None] = lib.revati_set_power_limit
         self.set_gaps: Callable[[int, int, int], None] = lib.revati_set_gaps
         # Device and pinned memory: whether getting more of it waits for the GPU, as it really does.

@@ -23,6 +23,7 @@ def _library_dir() -> Path:
 
 LIBRARY_DIR = _library_dir()
 CORE_LIBRARY = LIBRARY_DIR / "librevati.so"
+TIMING_LIBRARY = LIBRARY_DIR / "librevati_timing.so"  # loaded, not preloaded
 STAND_INS = (
     "librevati.so",
     "libcuda.so.1",

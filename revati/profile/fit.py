@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from revati import paths
 from revati.timing import db
 from revati.timing.attention import FITTED_FORMAT
-from revati.timing.attention_features import FEATURES, Batch, Heads, features
+from revati.timing.attention_features import FEATURES, BatchReader, Heads
 from revati.timing.gpu import GpuLimits, load_limits
 from revati.timing.trees import Trees
 
@@ -35,15 +35,13 @@ def samples(
     chosen = [row for row in rows if row["kind"] == kind]
     x = np.array(
         [
-            features(
-                Batch.of(
-                    np.array(row["query_lens"], dtype=np.int64),
-                    np.array(row["context_lens"], dtype=np.int64),
-                ),
-                Heads(row["num_q_heads"], row["num_kv_heads"], row["head_dim"]),
-                row["variant"] == "graph",
-                limits,
+            BatchReader(Heads(row["num_q_heads"], row["num_kv_heads"], row["head_dim"]), limits)
+            .read(
+                np.array(row["query_lens"], dtype=np.int64),
+                np.array(row["context_lens"], dtype=np.int64),
+                row["num_tokens"] if row["variant"] == "graph" else 0,
             )
+            .features[:]
             for row in chosen
         ]
     )

@@ -30,6 +30,16 @@ from revati.profile.host_workers import pipeline_costs, tensor_parallel_factors,
 LEVELS = {"quiet": 0.1, "typical": 0.5, "busy": 0.9}  # quantiles of the slowdown over all half seconds
 
 
+def lateness(late_us: list[float]) -> dict[str, Any]:
+    """The phase `arrival`: how late, or early, an open-loop client's timers are."""
+    low, middle, high = np.quantile(late_us, (0.1, 0.5, 0.9))
+    return {
+        "latency_us": round(float(middle), 1),
+        "samples": len(late_us),
+        "spread": [round(float(quantile / middle), 3) for quantile in (low, middle, high)],
+    }
+
+
 def make_table(
     runs: list[Run], ranked: list[Run], pipelines: list[Path], reference: list[Run], name: str
 ) -> dict[str, Any]:
@@ -49,7 +59,7 @@ def make_table(
         for row in joined_requests(run)
         if row["alone"]
     ]
-    phases["arrival"] = {"any": {"latency_us": round(float(np.median(late)), 1), "samples": len(late)}}
+    phases["arrival"] = {"any": lateness(late)}
     return {
         "name": name,
         "slowdowns": {level: round(float(np.quantile(slowdowns, q)), 3) for level, q in LEVELS.items()},

@@ -19,7 +19,7 @@ from revati.profile.parts import Row, summary
 from revati.profile.shapes import rank_shape
 from revati.timing import db
 from revati.timing.families import family
-from revati.timing.launches import row_width
+from revati.timing.launches import ARGMAX, row_width
 from revati.timing.schema import rows_to_table
 
 _MEASURED_ALONE = ("gemm", "attention", "combine", "collective")
@@ -57,7 +57,7 @@ def rows(scenes: Path, run: dict[str, Any], tp: int) -> list[Row]:
                 "grid_z": grid[2],
                 "block_x": threads,
                 "shared_bytes": shared_bytes,
-                "width": row_width(name, kind, shape),
+                "width": shape.vocab * tp if ARGMAX in name else row_width(name, kind, shape),
                 "num_q_heads": shape.num_q_heads,
                 "num_kv_heads": shape.num_kv_heads,
                 "head_dim": shape.head_dim,

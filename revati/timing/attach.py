@@ -40,7 +40,9 @@ class LaunchPricing:
         self.num_reqs = 0  # of the step in progress
         # Encloses predictions inside an engine's phase: their CPU time is ours, not the engine's.
         self.own_time: Callable[[], AbstractContextManager[None]] = nullcontext
-        core.set_gaps(int(source.launch_gap_us * 1e3), int(source.graph_gap_us * 1e3), gpu.launch_queue_depth)
+        core.set_gaps(
+            round(source.launch_gap_us * 1e3), round(source.graph_gap_us * 1e3), gpu.launch_queue_depth
+        )
         if (power := gpu.power) is None:
             core.set_power_limit(0.0, 0.0, 1.0, 1)
         else:
@@ -57,12 +59,14 @@ class LaunchPricing:
         main, combine = self._source.attention(queries, contexts, self._full_graphs)
         power_w, sensitivity = demand(self._gpu, main)
         self._core.set_attention(
-            int(main.duration_us * 1e3),
-            int(combine.duration_us * 1e3),
+            round(main.duration_us * 1e3),
+            round(combine.duration_us * 1e3),
             self._log.add_attention(self._attention_names["main"], main),
             self._log.add_attention(self._attention_names["combine"], combine),
             power_w,
             sensitivity,
+            main.std_us * 1e3,
+            combine.std_us * 1e3,
         )
 
     def usage(self) -> Usage:
@@ -83,7 +87,9 @@ class LaunchPricing:
             cost.launch = -1
             return
         name, shape, estimate = answer
-        cost.duration_ns = int(estimate.duration_us * 1e3)
+        cost.duration_ns = round(estimate.duration_us * 1e3)
+        cost.launches = estimate.launches
+        cost.std_ns = estimate.std_us * 1e3
         cost.power_w, cost.clock_sensitivity = demand(self._gpu, estimate)
         cost.launch = self._log.add(name, shape, estimate)
 
@@ -98,6 +104,7 @@ class LaunchPricing:
             if kernel in name:
                 cost.per_tokens = cost.meets = 1
                 nbytes, ranks = key.num_tokens * self._hidden_bytes, self._source.shape.tp
+                cost.ranks = ranks
                 estimate = self._source.collective("all_reduce", nbytes, ranks, implementation)
                 return name, f"{nbytes} bytes, {ranks} ranks", estimate
         grid, block = tuple(key.grid), tuple(key.block)
@@ -123,10 +130,11 @@ class LaunchPricing:
     def transfer_ns(self, nbytes: int) -> int:
         """Duration of sending so many bytes from one GPU to another."""
         with self.own_time():
-            return int(self._source.collective("send_recv", nbytes, 2, "nccl").duration_us * 1e3)
+            return round(self._source.collective("send_recv", nbytes, 2, "nccl").duration_us * 1e3)
 
     def _collective(self, key: LaunchKey, cost: Cost) -> tuple[str, str, Estimate]:
         name = key.name.decode()
+        cost.ranks = key.ranks
         estimate = self._source.collective(name, key.bytes, key.ranks, "nccl")
         return f"nccl {name}", f"{key.bytes} bytes, {key.ranks} ranks", estimate
 

@@ -16,12 +16,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from revati.timing import db
-from revati.timing.attention_features import FEATURES, LAUNCH_US, Batch, Heads, features, is_graph, parts
+from revati.timing.attention_features import (
+    FEATURES,
+    GRAPH_MAX_TOKENS,
+    LAUNCH_US,
+    BatchReader,
+    Heads,
+    parts,
+)
 from revati.timing.decode_grid import DecodeGrid, equal_decodes
 from revati.timing.estimate import Estimate, Provenance, RankShape, dtype_bytes, weaker
 from revati.timing.forest import Forest
 from revati.timing.gpu import GpuLimits
 from revati.timing.in_engine import NO_EFFECT, InEngineCurve
+from revati.timing.native import Batch
 from revati.timing.roofline import roofline
 from revati.timing.trees import Trees
 
@@ -111,20 +119,21 @@ class AttentionModel:
         self._equal_requests = main is not None and main.equal_requests
         combine = None if self._equal_requests else Fitted.load(fitted_dir / "combine.parquet")
         self._fitted = [one for one in (main, combine) if one is not None]
-        if self._fitted:
-            self._forest = Forest([one.trees for one in self._fitted], len(FEATURES))
+        forest = Forest([one.trees for one in self._fitted], len(FEATURES)) if self._fitted else None
+        self._reader = BatchReader(self._heads, limits, forest)
 
     def estimate(
         self, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64], full_graphs: bool
     ) -> tuple[Estimate, Estimate]:
         """Main and combine kernel of one layer; ``context_lens`` include the query tokens."""
-        batch = Batch.of(query_lens, context_lens)
-        main, combine = self._alone(batch, full_graphs)
+        graph_tokens = GRAPH_MAX_TOKENS if full_graphs else 0
+        batch = self._reader.read(query_lens, context_lens, graph_tokens)
+        context_tokens = batch.context_tokens
+        main, combine = self._alone(batch, query_lens, context_lens, graph_tokens)
         factor, provenance = 1.0, main.provenance
-        decoded = batch.context_tokens if batch.decodes else int(context_lens.dot(query_lens == 1))
-        if decoded:
+        if decoded := batch.decoded_tokens:
             inside = self._in_engine.at(decoded * self._token_bytes) - 1.0
-            factor += decoded / batch.context_tokens * inside
+            factor += decoded / context_tokens * inside
             provenance = weaker(provenance, "interpolated") if inside else provenance
         main = Estimate(
             main.duration_us * factor,
@@ -132,40 +141,51 @@ class AttentionModel:
             main.rel_std,
             main.kind,
             self._pair_flops * batch.pairs,
-            self._token_bytes * batch.context_tokens,
+            self._token_bytes * context_tokens,
         )
         return main, combine
 
-    def _alone(self, batch: Batch, full_graphs: bool) -> tuple[Estimate, Estimate]:
+    def _alone(
+        self,
+        batch: Batch,
+        query_lens: NDArray[np.int64],
+        context_lens: NDArray[np.int64],
+        graph_tokens: int,
+    ) -> tuple[Estimate, Estimate]:
         """Both kernels with nothing before or after them, as they were measured."""
-        context_lens = batch.context_lens
-        if batch.query_tokens <= 0 or batch.max_context <= 0:  # an idle step still launches the kernels
+        query_tokens, max_context, requests = batch.query_tokens, batch.max_context, len(query_lens)
+        if query_tokens <= 0 or max_context <= 0:  # an idle step still launches the kernels
             nothing = np.zeros(1, dtype=np.int64)
             return (
                 self._roofline("attention", nothing, nothing),
                 self._roofline("combine", nothing, nothing),
             )
-        graph = is_graph(batch.query_tokens, full_graphs)
-        if batch.decodes and batch.context_tokens == batch.max_context * len(context_lens):  # all equal
-            at = len(context_lens), batch.max_context
-            main = self._grids["attention", graph].estimate(*at, "attention")
+        decodes = query_tokens == requests  # one new token for each request
+        if decodes and batch.context_tokens == max_context * requests:  # all equal
+            graph = query_tokens <= graph_tokens
+            main = self._grids["attention", graph].estimate(requests, max_context, "attention")
             if main is not None and self._equal_requests:
                 return main, _inside(main)
-            combine = self._grids["combine", graph].estimate(*at, "combine")
+            combine = self._grids["combine", graph].estimate(requests, max_context, "combine")
             if main is not None and combine is not None:
                 return main, combine
         if not self._fitted:
             return (
-                self._roofline("attention", batch.query_lens, context_lens),
-                self._roofline("combine", batch.query_lens, context_lens),
+                self._roofline("attention", query_lens, context_lens),
+                self._roofline("combine", query_lens, context_lens),
             )
-        if self._equal_requests and not batch.decodes:
-            return self._composed(batch, graph)
-        return self._from_trees(batch, graph)
+        if self._equal_requests and not decodes:
+            return self._composed(query_lens, context_lens, query_tokens <= graph_tokens)
+        return self._from_trees(batch, decodes)
 
-    def _composed(self, batch: Batch, graph: bool) -> tuple[Estimate, Estimate]:
+    def _composed(
+        self, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64], graph: bool
+    ) -> tuple[Estimate, Estimate]:
         """Prompts as equal ones of the same work, and after them the decodes; from one launch."""
-        mains = [self._from_trees(part, graph)[0] for part in parts(batch)]
+        mains = []
+        for queries, contexts in parts(query_lens, context_lens):
+            part = self._reader.read(queries, contexts, int(queries.sum()) if graph else 0)
+            mains.append(self._from_trees(part, part.query_tokens == len(queries))[0])
         launch_us = LAUNCH_US * (len(mains) - 1)
         main = Estimate(
             max(sum(one.duration_us for one in mains) - launch_us, *(one.duration_us for one in mains), 0.0),
@@ -175,11 +195,10 @@ class AttentionModel:
         )
         return main, _inside(main)
 
-    def _from_trees(self, batch: Batch, graph: bool) -> tuple[Estimate, Estimate]:
-        row = features(batch, self._heads, graph, self._limits)
+    def _from_trees(self, batch: Batch, decodes: bool) -> tuple[Estimate, Estimate]:
         fitted = self._fitted[0]
         known = (
-            batch.decodes in self._seen_heads
+            decodes in self._seen_heads
             and batch.query_tokens <= fitted.max_query_tokens
             and batch.max_context <= fitted.max_context
         )
@@ -187,11 +206,10 @@ class AttentionModel:
         least_std = RAGGED_REL_STD if self._equal_requests else 0.0
         if not known:
             least_std = UNSEEN_HEADS_REL_STD
+        log_physical, answers = batch.features[0], batch.answers
         found = [
             Estimate(math.exp(log + offset), provenance, max(one.rel_std, least_std), kind)
-            for kind, one, log, offset in zip(
-                KINDS, self._fitted, self._forest.predict(row), (row[0], 0.0), strict=False
-            )
+            for kind, one, log, offset in zip(KINDS, self._fitted, answers, (log_physical, 0.0), strict=False)
         ]
         return found[0], _inside(found[0]) if self._equal_requests else found[1]
 

@@ -3,17 +3,19 @@
 Every inner node is one test ``x[feature] <= threshold``.  A failed test rules out the leaves on the node's
 left; what a tree answers is its leftmost leaf that nothing rules out (QuickScorer, Lucchese et al. 2015).
 All that the tests of one feature rule out depends only on where ``x`` lies among its thresholds, so it is
-tabulated: a row of leaf masks, one per tree, for each such place.
+tabulated: a row of leaf masks, one per tree, for each such place.  Native code walks the tables
+(``native/timing/attention.cpp``).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from revati.timing.native import MOST_FEATURES, ForestTables, library
 from revati.timing.trees import Trees
 
 MOST_LEAVES = 31  # a mask is one int32
@@ -23,13 +25,14 @@ class Forest:
     """Answers ``[trees.predict(row) for trees in sets]``.
 
     Raises:
-        ValueError: a tree has more leaves than a mask has bits.
+        ValueError: a tree has more leaves than a mask has bits, or there are too many features.
     """
 
     def __init__(self, sets: Sequence[Trees], num_features: int) -> None:
-        self._bases = [trees.base for trees in sets]
+        if not 0 < num_features <= MOST_FEATURES:
+            raise ValueError(f"{num_features} features; a forest has 1 to {MOST_FEATURES}")
         counts = [len(trees.roots) for trees in sets]
-        self._starts = np.cumsum([0, *counts[:-1]])
+        self._num_features, self._num_sets = num_features, len(sets)
         self._values = np.zeros((sum(counts), MOST_LEAVES + 1))
         tests: list[list[tuple[float, int, int]]] = [[] for _ in range(num_features)]  # threshold, tree, mask
         tree = 0
@@ -37,34 +40,33 @@ class Forest:
             for root in trees.roots:
                 self._read(trees, int(root), tree, tests)
                 tree += 1
-        self._thresholds: list[list[float]] = []
-        self._offsets: list[int] = []
-        masks, at = [], 0
+        thresholds: list[float] = []
+        ends, masks = [], []
         for own in tests:
             own.sort()
             failed = np.full((len(own) + 1, tree), (1 << MOST_LEAVES) - 1, dtype=np.int32)
             for i, (_, which, mask) in enumerate(own):
                 failed[i + 1, which] = mask
             masks.append(np.bitwise_and.accumulate(failed, axis=0))
-            self._thresholds.append([threshold for threshold, _, _ in own])
-            self._offsets.append(at)
-            at += len(failed)
-        self._masks = np.concatenate(masks)
-        self._row_of = np.arange(tree) * (MOST_LEAVES + 1)
-        self._flat_values = self._values.ravel()
+            thresholds += [threshold for threshold, _, _ in own]
+            ends.append(len(thresholds))
+        self._arrays: dict[str, Any] = {
+            "thresholds": np.array(thresholds, dtype=np.float64),
+            "ends": np.array(ends, dtype=np.int64),
+            "masks": np.ascontiguousarray(np.concatenate(masks)),
+            "values": self._values,
+            "set_ends": np.cumsum(counts, dtype=np.int64),
+            "bases": np.array([trees.base for trees in sets], dtype=np.float64),
+        }
+        addresses = {name: array.ctypes.data for name, array in self._arrays.items()}
+        self.tables = ForestTables(features=num_features, trees=tree, sets=len(sets), **addresses)
 
     def predict(self, row: Sequence[float]) -> list[float]:
         """One answer for each set of trees; ``row`` holds the features."""
-        places = [
-            offset + bisect_left(thresholds, x)  # tests with a threshold below x fail
-            for offset, thresholds, x in zip(self._offsets, self._thresholds, row, strict=True)
-        ]
-        left = np.bitwise_and.reduce(self._masks.take(places, axis=0), axis=0)
-        first = np.frexp(left)[1]  # the place of the highest bit, from 1
-        sums: NDArray[np.float64] = np.add.reduceat(
-            self._flat_values.take(self._row_of + first), self._starts
-        )
-        return [base + float(total) for base, total in zip(self._bases, sums, strict=True)]
+        features = (ctypes.c_double * self._num_features)(*row)
+        answers = (ctypes.c_double * self._num_sets)()
+        library.revati_forest_predict(self.tables, features, answers)
+        return list(answers)
 
     def _read(self, trees: Trees, root: int, tree: int, tests: list[list[tuple[float, int, int]]]) -> None:
         """Number a tree's leaves from left to right; note what each failed test rules out."""

@@ -23,6 +23,8 @@ FULL_CLOCK_TOKENS = 4096
 TILE_TOKENS = 128
 UNTILED_TOKENS = 512
 Key = tuple[int, int, str]  # n, k, dtype
+# Before a large product cuBLAS clears its workspace, after one that is split along k it sums up.
+Launches = dict[Key, list[tuple[int, int]]]  # (m, number of launches)
 
 
 def along_tokens(curve: Curve, m: int) -> Estimate:
@@ -43,10 +45,16 @@ class GemmModel:
     Efficiency is the roofline's time (bytes or FLOPs, at the datasheet's rates) over the measured time.
     It varies slowly with n and k at a given m, so the measured shapes around (log n, log k) tell it: the
     corners of a rectangle where they form a grid, else the nearest ones.
+
+    Args:
+        launches: how many launches each product took; one where nothing is said.
     """
 
-    def __init__(self, limits: GpuLimits, points: dict[Key, list[tuple[int, float]]]) -> None:
+    def __init__(
+        self, limits: GpuLimits, points: dict[Key, list[tuple[int, float]]], launches: Launches | None = None
+    ) -> None:
         self._limits = limits
+        self._launches = {key: sorted(found) for key, found in (launches or {}).items()}
         self._curves = {
             key: Curve.from_points([(float(m), us) for m, us in found]) for key, found in points.items()
         }
@@ -62,7 +70,20 @@ class GemmModel:
         provenance = alone.provenance if tokens == m else weaker(alone.provenance, "interpolated")
         flops = 2.0 * m * n * k
         nbytes = float(gemm_bytes(m, n, k, dtype_bytes(dtype), dtype_bytes(out_dtype)))
-        return Estimate(alone.duration_us * m / tokens, provenance, alone.rel_std, "gemm", flops, nbytes)
+        launches = self._launches_of(m, n, k, dtype)
+        return Estimate(
+            alone.duration_us * m / tokens, provenance, alone.rel_std, "gemm", flops, nbytes, launches
+        )
+
+    def _launches_of(self, m: int, n: int, k: int, dtype: str) -> int:
+        """Those of the next larger product that was measured, of the most similar weights."""
+        key = (n, k, dtype)
+        if key not in self._launches and self._shapes.get(dtype):
+            key = self._nearest(n, k, dtype)[0][0]
+        known = self._launches.get(key)
+        if not known:
+            return 1
+        return known[min(bisect.bisect_left(known, (m, 0)), len(known) - 1)][1]
 
     def _estimate(self, m: int, n: int, k: int, dtype: str, out_dtype: str) -> Estimate:
         curve = self._curves.get((n, k, dtype))

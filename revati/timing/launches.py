@@ -12,6 +12,7 @@ from revati.timing.gpu import GpuLimits
 from revati.timing.roofline import ATTAINABLE, REL_STD, roofline_us
 
 FEW_BLOCKS = 8
+ARGMAX, ARGMAX_THREADS = "ArgMaxOps", 512
 BYTES_PER_THREAD = 32  # a guess for unknown kernels: 16 bytes read and 16 written
 
 
@@ -43,6 +44,16 @@ def row_width(name: str, kind: str, shape: RankShape) -> int:
     return 0
 
 
+def argmax_width(name: str, blocks: int, block_x: int, num_reqs: int, shape: RankShape) -> int:
+    """Elements per row of an argmax: SGLang's runs over the vocabulary, vLLM's over what is left of it.
+
+    ATen gives a long row of each request a whole block, and puts several short ones into one.
+    """
+    if ARGMAX in name and block_x >= ARGMAX_THREADS and blocks >= num_reqs > 0:
+        return shape.vocab * shape.tp
+    return 0
+
+
 class LaunchModel:
     """Looks for the same kernel, then under another number, then with other blocks, then for its family."""
 
@@ -69,9 +80,9 @@ class LaunchModel:
         self._by_work = {key: Curve.from_points(points) for key, points in by_work.items()}
         self._by_family = {key: Curve.from_points(points) for key, points in by_family.items()}
 
-    def estimate(self, name: str, blocks: int, block_x: int, shape: RankShape) -> Estimate:
+    def estimate(self, name: str, blocks: int, block_x: int, shape: RankShape, num_reqs: int = 0) -> Estimate:
         kind = family(name)
-        width = row_width(name, kind, shape)
+        width = row_width(name, kind, shape) or argmax_width(name, blocks, block_x, num_reqs, shape)
         for known in (name, without_number(name)):
             curve = self._by_name.get((known, block_x, width))
             if curve is not None:

@@ -19,9 +19,10 @@ from revati.timing.attention import AttentionModel
 from revati.timing.curve import EXTRAPOLATED_REL_STD
 from revati.timing.estimate import Estimate, RankShape, weaker
 from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN
-from revati.timing.gemm import GemmModel
+from revati.timing.gemm import GemmModel, Key, Launches
 from revati.timing.gpu import load_limits
 from revati.timing.in_engine import NO_EFFECT, InEngineCurve
+from revati.timing.jitter import KINDS, NO_JITTER, Jitter
 from revati.timing.launches import Launch, LaunchModel
 from revati.timing.schema import SCALED
 from revati.timing.transfers import CollectiveModel, CopyModel
@@ -54,13 +55,15 @@ class KernelTimer:
         limits = load_limits(paths.conf_dir() / "gpu", gpu)
         self.shape = shape
         self._scaled_kinds = {row["kind"] for row in db.rows(measured, ["kind"], method=SCALED)}
-        self._gemm = GemmModel(limits, _gemm_points(measured))
+        self._gemm = GemmModel(limits, *_gemm_points(measured))
         self._launches = LaunchModel(limits, _launches(measured))
         self._copies = CopyModel(limits, _copy_points(measured))
         self._collectives = CollectiveModel(limits, _collective_points(measured))
         fitted = db.partition(db_dir, gpu) / "fitted"
         curve = InEngineCurve.load(fitted) if in_engine else NO_EFFECT
         self._attention = AttentionModel(limits, shape, measured, fitted, curve)
+        # Alone, a rank waits for nobody.
+        self._jitter = _jitter(measured) if shape.tp > 1 else NO_JITTER
         self.graph_gap_us = _gap_us(measured, "graph", DEFAULT_GRAPH_GAP_US)
         self.launch_gap_us = _gap_us(measured, "stream", DEFAULT_LAUNCH_GAP_US)
 
@@ -75,8 +78,8 @@ class KernelTimer:
     ) -> Estimate:
         """A kernel that is no GEMM, no attention and no collective."""
         blocks = math.prod(grid)
-        found = self._launches.estimate(name, max(1, blocks), max(1, math.prod(block)), self.shape)
-        return self._as_known(found)
+        found = self._launches.estimate(name, max(1, blocks), max(1, math.prod(block)), self.shape, num_reqs)
+        return self._varying(self._as_known(found))
 
     def gemm(
         self,
@@ -92,7 +95,7 @@ class KernelTimer:
         """out[m, n] = a[m, k] @ w[n, k]^T, ``batch`` times; m is the number of tokens."""
         one = self._gemm.estimate(max(1, m), max(1, n), max(1, k), dtype, out_dtype)
         if batch <= 1:
-            return one
+            return self._varying(one)
         return replace(
             one,
             duration_us=one.duration_us * batch,
@@ -100,6 +103,7 @@ class KernelTimer:
             rel_std=max(one.rel_std, 0.3),
             flops=one.flops * batch,
             nbytes=one.nbytes * batch,
+            launches=1,
         )
 
     def collective(self, op: str, nbytes: int, ranks: int, impl: str) -> Estimate:
@@ -109,6 +113,11 @@ class KernelTimer:
     def copy(self, direction: str, nbytes: int) -> Estimate:
         """``direction``: h2d, d2h, d2d or memset."""
         return self._as_known(self._copies.estimate(direction, nbytes))
+
+    def _varying(self, found: Estimate) -> Estimate:
+        if self._jitter is NO_JITTER:
+            return found
+        return replace(found, std_us=self._jitter.std_us(found.duration_us))
 
     def _as_known(self, found: Estimate) -> Estimate:
         """What rests on another GPU's measurements is extrapolated."""
@@ -130,7 +139,12 @@ class KernelTimer:
 
         ``full_graphs``: the engine runs with full CUDA graphs, so small batches get up to 32 splits.
         """
-        return self._attention.estimate(query_lens, context_lens, full_graphs)
+        main, combine = self._attention.estimate(query_lens, context_lens, full_graphs)
+        return self._varying(main), self._varying(combine)
+
+
+def _jitter(measured: pa.Table) -> Jitter:
+    return Jitter.of(db.rows(measured, ["count", "median_us", "p10_us", "p90_us"], kind=list(KINDS)))
 
 
 def _gap_us(measured: pa.Table, between: str, default_us: float) -> float:
@@ -140,11 +154,14 @@ def _gap_us(measured: pa.Table, between: str, default_us: float) -> float:
     return sum(r["median_us"] for r in chosen) / len(chosen) if chosen else default_us
 
 
-def _gemm_points(measured: pa.Table) -> dict[tuple[int, int, str], list[tuple[int, float]]]:
-    points: dict[tuple[int, int, str], list[tuple[int, float]]] = {}
-    for row in db.rows(measured, ["m", "n", "k", "dtype", "median_us"], kind="gemm"):
-        points.setdefault((row["n"], row["k"], row["dtype"]), []).append((row["m"], row["median_us"]))
-    return points
+def _gemm_points(measured: pa.Table) -> tuple[dict[Key, list[tuple[int, float]]], Launches]:
+    points: dict[Key, list[tuple[int, float]]] = {}
+    launches: Launches = {}
+    for row in db.rows(measured, ["kernel", "m", "n", "k", "dtype", "median_us"], kind="gemm"):
+        key = row["n"], row["k"], row["dtype"]
+        points.setdefault(key, []).append((row["m"], row["median_us"]))
+        launches.setdefault(key, []).append((row["m"], row["kernel"].count("+") + 1))
+    return points, launches
 
 
 def _launches(measured: pa.Table) -> list[Launch]:

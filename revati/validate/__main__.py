@@ -1,7 +1,8 @@
 """Compare emulated with measured runs.
 
-    python -m revati.validate [DIR ...] [runs=GLOB] [host=NAME] [mode=table|measured|free] [jobs=N]
-                              [out=FOLDER] [emulate=1|0] [steps=0|1] [baselines=FOLDER]
+    python -m revati.validate [DIR ...] [runs=GLOB] [host=NAME] [calibrate=1|0]
+                              [mode=table|measured|free] [jobs=N] [repeats=N] [out=FOLDER]
+                              [emulate=1|0] [steps=0|1] [baselines=FOLDER]
 
 A DIR (default: validation/runs of the project) holds one folder a measured run: run.json (engine, settings)
 and requests.parquet (a row a request); NAME_rep2, NAME_rep3, … repeat NAME. Recorded arrivals and lengths are
@@ -13,8 +14,12 @@ emulated/<case>/ (requests.parquet, run.json) and trials/ (logs and timelines of
 
     runs       which of the runs, by name (default: *)
     host       the host table of conf/host (default: h200_xeon_contended, the machines of the shared runs)
+    calibrate  1: a table for each case, calibrated on the step logs of the other runs of its engine where
+               there are any (default); 0: the tables as they are
     mode       where host time comes from (default: table)
     jobs       emulations at a time (default: 1)
+    repeats    emulate each case so often, with other draws of host time, and take medians as of the measured
+               repeats (default: 1)
     emulate    0: only compare with what FOLDER/emulated already holds
     steps      1: also write STEPS.md, engine steps of emulation and measurement compared by kind
     baselines  folder of *.csv with predictions by others (default: validation/predictions of the project)
@@ -24,10 +29,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from revati.spec import DeploymentSpec
+from revati.validate.calibration import calibrated
 from revati.validate.errors import write_errors
 from revati.validate.options import Options
 from revati.validate.predictions import EMULATED, Emulate, Prediction, emulate_all, read_csv, stored
@@ -48,6 +55,7 @@ def validate(options: Options, cases: Sequence[Case], emulate: Emulate | None) -
             options.host,
             options.out,
             jobs=options.jobs,
+            repeats=options.repeats,
             report=lambda line: print(line, file=sys.stderr, flush=True),
         )
     predictions = {EMULATED: emulated}
@@ -84,6 +92,9 @@ def _emulated(options: Options, cases: Sequence[Case]) -> Mapping[str, Predictio
     from revati.deployment.runner import TemplateClient, TemplateServer
     from revati.engines.warm import engine_names
 
+    if options.calibrate:
+        hosts = (options.out / "hosts").resolve()
+        cases = [replace(case, calibrated=calibrated(case, options.host.name, hosts)) for case in cases]
     engines = sorted({case.description["engine"] for case in cases} & set(engine_names()))
     with TemplateServer(options.out / "logs", engines or ["vllm"]) as server:
 

@@ -13,7 +13,7 @@ from revati.validate.runs import ValidationError
 from revati.virtual_time.host_table import known_tables
 
 DEFAULT_HOST = "h200_xeon_contended"
-ACCEPTED = ("runs", "host", "mode", "jobs", "out", "emulate", "steps", "baselines")
+ACCEPTED = ("runs", "host", "calibrate", "mode", "jobs", "repeats", "out", "emulate", "steps", "baselines")
 
 
 def validation_dir() -> Path:
@@ -28,7 +28,9 @@ class Options:
     folders: tuple[Path, ...]
     runs: str = "*"
     host: HostSpec = field(default_factory=lambda: HostSpec(DEFAULT_HOST))
+    calibrate: bool = True
     jobs: int = 1
+    repeats: int = 1
     out: Path = Path("outputs/validation")
     emulate: bool = True
     steps: bool = False
@@ -56,9 +58,6 @@ class Options:
             raise ValidationError(f"mode={mode}: accepted: {', '.join(HOST_MODES)}")
         if host not in known_tables():
             raise ValidationError(f"host={host}: accepted: {', '.join(known_tables())}")
-        jobs = given.get("jobs", "1")
-        if not jobs.isdecimal() or int(jobs) < 1:
-            raise ValidationError(f"jobs={jobs}: accepted: an integer >= 1")
         baselines = given.get("baselines", "")
         if baselines and not Path(baselines).is_dir():
             raise ValidationError(f"baselines={baselines}: no such folder")
@@ -66,12 +65,20 @@ class Options:
             tuple(folders) or (validation_dir() / "runs",),
             given.get("runs", "*"),
             HostSpec(host, cast(HostMode, mode)),
-            int(jobs),
+            _flag("calibrate", given.get("calibrate", "1")),
+            _count("jobs", given.get("jobs", "1")),
+            _count("repeats", given.get("repeats", "1")),
             Path(given.get("out", "outputs/validation")),
             _flag("emulate", given.get("emulate", "1")),
             _flag("steps", given.get("steps", "0")),
             Path(baselines) if baselines else validation_dir() / "predictions",
         )
+
+
+def _count(name: str, value: str) -> int:
+    if not value.isdecimal() or int(value) < 1:
+        raise ValidationError(f"{name}={value}: accepted: an integer >= 1")
+    return int(value)
 
 
 def _flag(name: str, value: str) -> bool:

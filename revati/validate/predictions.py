@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from revati.compact import write_compact
+from revati.compact import without_token_times, write_compact
 from revati.deployment.metrics import summarize
 from revati.spec import DeploymentSpec, HostSpec
 from revati.validate.metrics import KV_METRIC
@@ -45,18 +48,20 @@ def emulate_all(
     out: Path,
     *,
     jobs: int = 1,
+    repeats: int = 1,
     report: Callable[[str], None] = print,
 ) -> dict[str, Prediction]:
-    """Emulate every case once; <out>/emulated/<case> keeps the requests and a description.
+    """Emulate every case; <out>/emulated/<case> keeps the requests and a description.
 
     Args:
         emulate: runs one deployment in a folder of its own, <out>/trials/<case>.
         jobs: emulations at a time.
+        repeats: how often; other seeds draw other host times.
         report: told of each case when it is done.
     """
 
     def one(case: Case) -> Prediction:
-        prediction = emulate_case(case, emulate, host, out)
+        prediction = emulate_case(case, emulate, host, out, repeats)
         report(f"  {case.name}: {f'skipped: {prediction.skipped}' if prediction.skipped else 'ok'}")
         return prediction
 
@@ -64,20 +69,27 @@ def emulate_all(
         return dict(zip((case.name for case in cases), pool.map(one, cases), strict=True))
 
 
-def emulate_case(case: Case, emulate: Emulate, host: HostSpec, out: Path) -> Prediction:
-    """Emulate one measured case."""
+def emulate_case(case: Case, emulate: Emulate, host: HostSpec, out: Path, repeats: int = 1) -> Prediction:
+    """Emulate one measured case; a prediction is the median of its repeats."""
     kept = out / EMULATED / case.name
     try:
         spec = case.spec(host)
     except Unsupported as reason:
         return _keep(kept, {SKIPPED: str(reason)})
-    result = emulate(spec, case.workload, out / "trials" / case.name)
-    if result.status != "ok":
-        return _keep(kept, {SKIPPED: f"{result.status}: {' '.join(result.reason.split())}"})
-    requests = pq.read_table(result.requests_path)
-    write_compact(requests, kept / "requests.parquet")
+    if kept.is_dir():
+        shutil.rmtree(kept)
+    for repeat in range(repeats):
+        ending = f"_rep{repeat + 1}" if repeat else ""
+        result = emulate(replace(spec, seed=repeat), case.workload, out / "trials" / f"{case.name}{ending}")
+        if result.status != "ok":
+            return _keep(kept, {SKIPPED: f"{result.status}: {' '.join(result.reason.split())}"})
+        requests = pq.read_table(result.requests_path)
+        write_compact(
+            without_token_times(requests) if repeat else requests, kept / f"requests{ending}.parquet"
+        )
     description = {
-        "host": spec.host.name,
+        "host": case.calibrated.base if case.calibrated else spec.host.name,
+        "host_calibrated_on": list(case.calibrated.runs) if case.calibrated else [],
         "host_mode": spec.host.mode,
         "num_gpus": spec.num_gpus,
         KV_METRIC: result.kv_cache_blocks,
@@ -103,9 +115,20 @@ def _read_kept(folder: Path) -> Prediction:
     description = json.loads((folder / "run.json").read_text())
     if SKIPPED in description:
         return Prediction(skipped=description[SKIPPED])
-    metrics = summarize(pq.read_table(folder / "requests.parquet"), description["num_gpus"])
+    repeats = [
+        summarize(pq.read_table(path), description["num_gpus"])
+        for path in sorted(folder.glob("requests*.parquet"))
+    ]
+    metrics = {name: _median([one[name] for one in repeats]) for name in repeats[0]}
     setting = f"host time from {description['host_mode']} {description['host']}"
+    if description.get("host_calibrated_on"):
+        setting += ", calibrated on other runs of the same engine"
     return Prediction(metrics | {KV_METRIC: float(description[KV_METRIC])}, setting=setting)
+
+
+def _median(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return median(known) if known else math.nan
 
 
 def read_csv(path: Path) -> dict[str, Prediction]:

@@ -67,6 +67,15 @@ class MeasuredRun:
 
 
 @dataclass(frozen=True, slots=True)
+class CalibratedHost:
+    """A host table made for a case: its file, the table that it is based on, the runs that it is from."""
+
+    path: Path
+    base: str
+    runs: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
     """A deployment under one workload, measured once or more often.
 
@@ -77,6 +86,7 @@ class Case:
     runs: Sequence[MeasuredRun]
     dev: bool = False
     host: str | None = None  # the host table of the machine that it was measured on
+    calibrated: CalibratedHost | None = None  # instead of it
 
     @property
     def description(self) -> Mapping[str, Any]:
@@ -85,6 +95,11 @@ class Case:
     @property
     def num_gpus(self) -> int:
         return int(self.description["num_gpus"])
+
+    @property
+    def host_name(self) -> str | None:
+        """What `HostTable.load` accepts; None where nothing is known of the machine."""
+        return str(self.calibrated.path) if self.calibrated else self.host
 
     @property
     def workload(self) -> Workload:
@@ -130,7 +145,7 @@ class Case:
             engine=content["engine"],
             model=model_shape(content["model"]),
             gpu=content["gpu"],
-            host=HostSpec(self.host, host.mode) if self.host else host,
+            host=HostSpec(self.host_name or host.name, host.mode),
             tensor_parallel_size=content["tensor_parallel_size"],
             pipeline_parallel_size=content["pipeline_parallel_size"],
             engine_args=arguments,

@@ -9,6 +9,8 @@ import pyarrow as pa
 from revati.validate.steps import COSTS, ENGINE_CORE, Array, Steps, kinds
 
 SHOWN = ("execute", "sample")
+# The phases of an emulated worker that one call of a real one makes up.
+CALLS = {"execute": ("execute", "send"), "sample": ("sample", "receive")}
 
 
 def measured_calls(calls: pa.Table, *, tensor_parallel: int, eager: bool, largest_graph: int) -> Steps:
@@ -33,7 +35,7 @@ def measured_calls(calls: pa.Table, *, tensor_parallel: int, eager: bool, larges
 
 def emulated_calls(phases: pa.Table) -> Steps | None:
     """Calls of an emulated run from its phases.parquet; None where the worker is in the engine core."""
-    works = np.isin(np.asarray(phases["phase"]), SHOWN)
+    works = np.isin(np.asarray(phases["phase"]), [phase for call in CALLS.values() for phase in call])
     cores = np.asarray(phases["core"])
     parts = []
     for core in sorted(set(cores[works]) - {ENGINE_CORE}):
@@ -42,16 +44,18 @@ def emulated_calls(phases: pa.Table) -> Steps | None:
         spent = np.asarray(rows["end_us"]) - np.asarray(rows["begin_us"])
         first = np.flatnonzero(name == "execute")
         call = np.searchsorted(first, np.arange(len(name)), side="right") - 1
-        sample = np.full(len(first), np.nan)
-        sampled = (name == "sample") & (call >= 0)
-        sample[call[sampled]] = spent[sampled]
+        costs = {}
+        for shown, members in CALLS.items():
+            chosen = np.isin(name, members) & (call >= 0)
+            total = np.bincount(call[chosen], spent[chosen], minlength=len(first))
+            costs[shown] = np.where(np.bincount(call[chosen], minlength=len(first)) > 0, total, np.nan)
         shape = {
             key: np.asarray(rows[key])[first] for key in ("kind", "requests", "prompt_tokens", "prefills")
         }
         tokens = shape["prompt_tokens"] + shape["requests"] - shape["prefills"]
         kind = shape["kind"].astype(np.str_)
         size = np.where(kind == "full", shape["requests"], tokens)
-        parts.append(_steps(kind, size, {"execute": spent[first], "sample": sample}).chosen(kind != "idle"))
+        parts.append(_steps(kind, size, costs).chosen(kind != "idle"))
     return Steps.concatenate(parts) if parts else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Literal, Protocol, get_args
 from revati.interception.core import NativeCore
 from revati.virtual_time.cores import VirtualCore
 from revati.virtual_time.host_table import HostTable
+from revati.virtual_time.spread import PLACES
 
 CorePhase = Literal["input", "schedule", "dispatch", "dispatch_sample", "wake", "collect", "update", "output"]
 WorkerPhase = Literal["execute", "send", "sample", "receive", "worker_ipc"]
@@ -20,7 +22,8 @@ StepKind = Literal["full", "piecewise", "compiled", "eager", "idle", "busy"]
 
 _PHASES: tuple[Phase, ...] = (*get_args(CorePhase), *get_args(WorkerPhase))
 _KINDS: tuple[StepKind, ...] = get_args(StepKind)
-_WORKER_PHASES = ("execute", "sample")  # of one stage's ranks; all others concern all workers
+WORKER_PHASES = ("execute", "sample")  # of one stage's ranks; all others concern all workers
+_DRAW_BITS = PLACES.bit_length() - 1
 _MEASURABLE = ("schedule", "execute", "sample", "receive", "update")  # those that run engine code here
 
 
@@ -57,15 +60,22 @@ class FreeHost:
 class TableHost:
     """A host table measured on the target.
 
+    Phases vary as they did there: each time costs what the table says times a draw from the phase's spread.
+
     Args:
         table: the table.
         num_layers: decoder layers that one worker runs.
         tp: tensor-parallel ranks; a step ends with the slowest one.
         pp: pipeline stages.
+        seed: of the draws; None: no spread.
     """
 
-    def __init__(self, table: HostTable, num_layers: int, tp: int, pp: int = 1) -> None:
+    def __init__(
+        self, table: HostTable, num_layers: int, tp: int, pp: int = 1, seed: int | None = None
+    ) -> None:
         self._table, self._num_layers, self._tp, self._pp = table, num_layers, tp, pp
+        self._spread = {} if seed is None else table.spread
+        self._draw = random.Random(seed).getrandbits
 
     def phase_ns(self, phase: str, step: StepShape) -> int | None:
         cost_us = self._table.phase_us(
@@ -75,9 +85,11 @@ class TableHost:
             step.num_tokens,
             step.num_prefills,
             self._num_layers,
-            self._tp if phase in _WORKER_PHASES else self._tp * self._pp,
+            self._tp if phase in WORKER_PHASES else self._tp * self._pp,
         )
-        return int(cost_us * 1e3)
+        if (factors := self._spread.get((phase, step.kind))) is not None:
+            cost_us *= factors[self._draw(_DRAW_BITS)]
+        return round(cost_us * 1e3)
 
 
 class MeasuredHost:

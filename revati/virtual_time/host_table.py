@@ -9,7 +9,8 @@ holds a linear model in µs:
 A host that shares its cores with neighbours sits on slower plateaus for seconds or for good, so a table
 names several *slowdowns* (``quiet``, ``typical``, ``busy``: quantiles over the calibration) and the one
 that it uses. The latency of waking a thread doesn't follow it. A file that names a ``base`` table changes
-only what it says, such as the slowdown.
+only what it says, such as the slowdown, or by ``slowdown_of`` and ``spread_of`` those of single phases and
+kinds.  A ``spread`` are the 10 %, 50 % and 90 % quantiles of a cost relative to the model.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import yaml
 
 from revati import paths
+from revati.virtual_time.spread import Factors, factors
 
 PHASES = {
     "input": "the engine core takes one new request out of its queue (tokens: its prompt)",
@@ -45,6 +47,7 @@ PHASES = {
 KINDS = ("full", "piecewise", "compiled", "eager", "idle", "busy", "any")
 TERMS = ("base_us", "per_request_us", "per_token_us", "per_prefill_us", "per_layer_us")
 LATENCY = "latency_us"
+ARRIVAL = "arrival"  # a client's timers may also be early
 
 # What stands in where a calibration has no such kind.
 _NEAREST = {
@@ -71,6 +74,8 @@ class HostTable:
         name: the table's name, for messages.
         phases: phase → kind → coefficients by the names in `TERMS` and `LATENCY` (absent: 0).
         slowdown: factor on every coefficient but the latency.
+        slowdown_of: phase → kind → its own slowdown.
+        spread_of: phase → kind → its own spread.
         tensor_parallel: phase → kind (or "any") → ranks → factor (workers of their own processes, the
             slowest of them); between given numbers of ranks the next smaller one counts.
         measured: ``cpu_factor`` by which the host's phases take longer than the CPU time of the same code on
@@ -84,13 +89,17 @@ class HostTable:
         slowdown: float = 1.0,
         tensor_parallel: dict[str, dict[str, dict[int, float]]] | None = None,
         measured: dict[str, float] | None = None,
+        slowdown_of: dict[str, dict[str, float]] | None = None,
+        spread_of: dict[str, dict[str, list[float]]] | None = None,
     ) -> None:
         self.name, self.slowdown = name, slowdown
+        own, spreads = slowdown_of or {}, spread_of or {}
         self._measured = measured
-        unknown = sorted(set(phases) - set(PHASES))
+        unknown = sorted((set(phases) | set(own) | set(spreads)) - set(PHASES))
         if unknown:
             raise ValueError(f"host table {name!r}: unknown phase {unknown[0]!r}; known: {', '.join(PHASES)}")
         self._costs: dict[tuple[str, str], Coefficients] = {}
+        self.spread: dict[tuple[str, str], Factors] = {}  # by phase and kind, where it is known
         for phase, by_kind in phases.items():
             for kind in KINDS:
                 wanted = kind
@@ -98,9 +107,13 @@ class HostTable:
                     wanted = "busy"
                 found = next((k for k in (wanted, *_NEAREST[wanted]) if k in by_kind), None)
                 if found is not None:
-                    terms = [float(by_kind[found].get(term, 0.0)) * slowdown for term in TERMS]
+                    factor = float(own.get(phase, {}).get(kind, slowdown))
+                    terms = [float(by_kind[found].get(term, 0.0)) * factor for term in TERMS]
                     terms[0] += float(by_kind[found].get(LATENCY, 0.0))
                     self._costs[phase, kind] = (terms[0], terms[1], terms[2], terms[3], terms[4])
+                    spread = spreads.get(phase, {}).get(kind, by_kind[found].get("spread"))
+                    if spread is not None:
+                        self.spread[phase, kind] = factors(spread, phase != ARRIVAL)
         self._tensor_parallel = {
             (phase, kind): {
                 ranks: _factor(by_kind.get(kind, by_kind.get("any", {})), ranks) for ranks in _RANKS
@@ -110,8 +123,13 @@ class HostTable:
         }
 
     @classmethod
-    def load(cls, name: str, folder: Path | None = None) -> HostTable:
-        """Read ``<name>.yaml`` of a folder (default: conf/host).
+    def load(cls, name: str, folder: Path | None = None, slowdown: float | None = None) -> HostTable:
+        """Read a table.
+
+        Args:
+            name: ``<name>.yaml`` of the folder, or the path of a file with that suffix.
+            folder: default: conf/host
+            slowdown: instead of the file's own
 
         Raises:
             ValueError: there is no such table, or its file is wrong; the message names the known ones.
@@ -120,7 +138,7 @@ class HostTable:
         content = _read(name, folder)
         if "base" in content:
             content = _read(str(content["base"]), folder) | content
-        slowdown = content.get("slowdown")
+        slowdown = content.get("slowdown") if slowdown is None else slowdown
         if slowdown is None:
             levels, level = content.get("slowdowns", {}), content.get("level")
             if level not in levels:
@@ -130,7 +148,13 @@ class HostTable:
         if not float(slowdown) > 0:
             raise ValueError(f"host table {name!r}: slowdown must be greater than 0, got {slowdown!r}")
         return cls(
-            name, content["phases"], float(slowdown), content.get("tensor_parallel"), content.get("measured")
+            name,
+            content["phases"],
+            float(slowdown),
+            content.get("tensor_parallel"),
+            content.get("measured"),
+            content.get("slowdown_of"),
+            content.get("spread_of"),
         )
 
     def phase_us(
@@ -198,13 +222,18 @@ class HostTable:
         return sorted({phase for phase, _ in self._costs})
 
 
+def base_of(name: str, folder: Path | None = None) -> str:
+    """The table that a table is based on; itself if it is based on none."""
+    return str(_read(name, folder or paths.conf_dir() / "host").get("base", name))
+
+
 def known_tables(folder: Path | None = None) -> list[str]:
     """Names of the tables in a folder (default: conf/host)."""
     return sorted(path.stem for path in (folder or paths.conf_dir() / "host").glob("*.yaml"))
 
 
 def _read(name: str, folder: Path) -> dict[str, Any]:
-    path = folder / f"{name}.yaml"
+    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     if not path.exists():
         known = ", ".join(known_tables(folder)) or f"none in {folder}"
         raise ValueError(f"unknown host table {name!r}; known: {known}")

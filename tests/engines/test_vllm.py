@@ -26,6 +26,7 @@ from revati.workload import LognormalLengths, Workload
 MakeSpec = Callable[..., DeploymentSpec]
 pytestmark = pytest.mark.slow
 LENGTHS = LognormalLengths()
+STORED_TABLE = Path(__file__).parent.parent / "data" / "table_mode.csv"
 
 
 def burn(seconds: float) -> None:
@@ -84,6 +85,29 @@ def test_table_mode_repeats_itself_on_a_busy_machine(
     assert first.requests_path is not None
     assert second.requests_path is not None
     assert pq.read_table(first.requests_path).equals(pq.read_table(second.requests_path))
+
+
+def test_table_mode_says_what_it_said_on_another_machine(
+    client: TemplateClient, make_spec: MakeSpec, out_dir: Path
+) -> None:
+    """REVATI_REWRITE=1 makes the stored table again, after a change of timings."""
+    index = np.arange(40)
+    workload = Workload("arithmetic", index * 0.015, 20 + index * 131 % 900, 2 + index * 17 % 90)
+    result = client.run(make_spec(seed=7), workload, out_dir)
+    assert result.status == "ok", result.reason
+    requests = pq.read_table(result.requests_path)
+    nanoseconds = [
+        np.rint(1e9 * np.asarray(requests[name])).astype(np.int64)
+        for name in ("submitted_s", "queued_s", "scheduled_s", "engine_last_token_s", "ttft_s", "e2e_s")
+    ]
+    digests = [
+        hashlib.sha256(np.asarray(times, np.int64).tobytes()).hexdigest()[:16]
+        for times in requests["token_times_us"].to_pylist()
+    ]
+    rows = [",".join(map(str, row)) for row in zip(*nanoseconds, digests, strict=True)]
+    if os.environ.get("REVATI_REWRITE"):
+        STORED_TABLE.write_text("\n".join(rows) + "\n")
+    assert rows == STORED_TABLE.read_text().split()
 
 
 def test_a_forked_trial_equals_a_freshly_started_engine_which_leaves_nothing_behind(
@@ -185,6 +209,12 @@ def test_pipeline_stages_work_on_different_steps_at_once(
     # A stage needs what the one before it has sent, which meanwhile goes on to another step.
     assert (second.end_us > first.end_us).all()
     assert (first.begin_us.shift(-1) < second.end_us).any()
+    # Each has its own rotary table: fetching another stage's in every layer would make it wait for that GPU.
+    table_bytes = 4096 * 128 * 2
+    kernels = pq.read_table(out_dir / "kernels.parquet").to_pandas()
+    copied = kernels[kernels["name"] == "copy d2d"]["shape"]
+    assert len(copied) > 0
+    assert f"{table_bytes} bytes" not in set(copied)
 
 
 def test_measured_mode_charges_this_machines_time(

@@ -173,6 +173,22 @@ def test_a_full_launch_queue_blocks_the_host() -> None:
     assert output.split() == ["10000000"]
 
 
+def test_a_product_of_several_launches_takes_as_many_places_of_the_queue() -> None:
+    output = emulated(
+        TIMELINE
+        + """
+    def price_of_two(key, cost):
+        cost.duration_ns, cost.launches = 5_000_000, 2
+    core.set_resolver(price_of_two)
+    core.set_gaps(0, 0, 4)
+    for _ in range(4):
+        a @ a
+    print(core.now_ns() - start)
+    """
+    )
+    assert output.split() == ["10000000"]
+
+
 def test_launches_see_the_time_of_their_phase_pass_evenly() -> None:
     output = emulated(
         TIMELINE
@@ -235,3 +251,26 @@ def test_unknown_attribute_is_refused() -> None:
     fields["attributes"] = {"WarpSise": 32}
     with pytest.raises(ValueError, match="WarpSise"):
         GpuDescription(**fields)
+
+
+def test_a_collective_waits_for_the_slowest_rank() -> None:
+    output = emulated(
+        TIMELINE
+        + """
+    def price_of_ranks(key, cost):
+        cost.duration_ns = 1_000_000
+        if key.m == 64:
+            cost.std_ns = 30_000
+        else:
+            cost.ranks = 4
+    core.set_resolver(price_of_ranks)
+    b = torch.empty(32, 64, device="cuda", dtype=torch.bfloat16)
+    for _ in range(2):
+        for _ in range(4):
+            a @ a  # by the square root of four times 30 us apart
+        b @ a
+    torch.cuda.synchronize()
+    print(core.now_ns() - start)
+    """
+    )
+    assert abs(int(output) - (10_000_000 + 2 * 1.029 * 60_000)) < 10

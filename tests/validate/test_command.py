@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from revati.spec import HostSpec
+from revati.spec import DeploymentSpec, HostSpec
 from revati.validate.__main__ import main, validate
 from revati.validate.options import Options
 from revati.validate.predictions import Prediction, emulate_case, read_csv, write_csv
 from revati.validate.runs import ValidationError, read_cases
+from revati.workload import Workload
 
 from .conftest import ECHOED_BLOCKS, AddRun, Echo
 
@@ -110,6 +111,25 @@ def test_an_unfinished_emulation_is_no_result(
     assert not emulate_case(case, echo(1.0), HOST, options.out).skipped
 
 
+def test_a_prediction_is_the_median_of_its_repeats(
+    measured: Path, add_run: AddRun, options: Options, echo: Callable[[float], Echo]
+) -> None:
+    add_run("a")
+    case = read_cases([measured])[0]
+    emulate, slower = echo(1.0), {0: 1.0, 1: 1.4, 2: 1.1}
+
+    def repeated(spec: DeploymentSpec, workload: Workload, folder: Path) -> Any:
+        emulate.factor = slower[spec.seed]
+        return emulate(spec, workload, folder)
+
+    once = emulate_case(case, echo(1.1), HOST, options.out).metrics["ttft_ms_p50"]
+    assert emulate_case(case, repeated, HOST, options.out, repeats=3).metrics["ttft_ms_p50"] == once
+    kept = options.out / "emulated" / "a"
+    assert len(list(kept.glob("requests*.parquet"))) == 3
+    assert not emulate_case(case, echo(1.0), HOST, options.out).skipped
+    assert len(list(kept.glob("requests*.parquet"))) == 1, "of this emulation alone"
+
+
 def test_predictions_of_others_are_numbers_or_reasons(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     given = {"a": Prediction({"ttft_ms_p50": 12.5}), "b": Prediction(skipped="no such model")}
@@ -128,7 +148,8 @@ def test_predictions_of_others_are_numbers_or_reasons(tmp_path: Path) -> None:
     [
         (["x", "host=mac"], "host=mac: accepted: .*h200_xeon"),
         (["x", "mode=fast"], "accepted: table, measured, free"),
-        (["x", "jobs=0"], "integer >= 1"),
+        (["x", "jobs=0"], "jobs=0: .*integer >= 1"),
+        (["x", "repeats=many"], "repeats=many: .*integer >= 1"),
         (["x", "run=a"], "unknown option 'run'; accepted: runs, host"),
         (["x", "steps=yes"], "steps=yes: accepted: 0, 1"),
         (["x", "baselines=nowhere"], "no such folder"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import vllm.distributed.parallel_state as parallel_state
+import vllm.model_executor.layers.rotary_embedding as rotary_embedding
 import vllm.utils.torch_utils as torch_utils
 import vllm.v1.worker.workspace as workspace
 from vllm.v1.serial_utils import run_method
@@ -20,16 +21,24 @@ from revati.engines.vllm.fold import FoldedRanks
 from revati.interception.core import NativeCore
 from revati.virtual_time.cores import VirtualCore
 
-# What a worker's process sets once and then finds again.
-_GLOBALS: tuple[tuple[ModuleType | Any, str], ...] = (
+
+def _nothing() -> None:
+    return None
+
+
+# What a worker's process sets once and then finds again, and what a new process finds there.
+_GLOBALS: tuple[tuple[ModuleType | Any, str, Callable[[], Any]], ...] = (
     *(
-        (parallel_state, f"_{group}")
+        (parallel_state, f"_{group}", _nothing)
         for group in ("WORLD", "INNER_DP_WORLD", "NODE_COUNT", "TP", "DCP", "PP")
     ),
-    *((parallel_state, f"_{group}") for group in ("DP", "EP", "EPLB", "PCP")),
-    (workspace, "_manager"),
-    (torch_utils._current_stream_tls, "value"),
-    (torch.cuda.graph, "default_capture_stream"),
+    *((parallel_state, f"_{group}", _nothing) for group in ("DP", "EP", "EPLB", "PCP")),
+    (workspace, "_manager", _nothing),
+    (torch_utils._current_stream_tls, "value", _nothing),
+    (torch.cuda.graph, "default_capture_stream", _nothing),
+    # Rotary embeddings keep a table on their worker's GPU: another stage would copy it in every layer, and
+    # so wait for that GPU.
+    (rotary_embedding, "_ROPE_DICT", dict),
 )
 
 
@@ -95,8 +104,8 @@ class Stage:
 
 
 def _exchange(values: dict[int, Any]) -> dict[int, Any]:
-    """Set the global variables, to None where there is no value; returns the values that they had."""
-    before = {i: getattr(holder, name, None) for i, (holder, name) in enumerate(_GLOBALS)}
-    for i, (holder, name) in enumerate(_GLOBALS):
-        setattr(holder, name, values.get(i))
+    """Set the global variables, as in a new process where there is no value; returns those that they had."""
+    before = {i: getattr(holder, name, None) for i, (holder, name, _) in enumerate(_GLOBALS)}
+    for i, (holder, name, new) in enumerate(_GLOBALS):
+        setattr(holder, name, values[i] if i in values else new())
     return before

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from revati.compact import write_compact
+from revati.compact import without_token_times, write_compact
 from revati.engines.sglang.step_log import PIPELINE_TIME_COLUMNS, TIME_COLUMNS
 
 STEP_COLUMNS = (
@@ -44,7 +44,6 @@ TURN_COUNTS = (
     "send_wait_us",
 )
 TURN_MODES = ("mode", "processed_mode")
-TOKEN_TIMES = "token_times_us"
 
 
 def pack(folders: Sequence[Path], out: Path) -> list[str]:
@@ -67,9 +66,7 @@ def pack(folders: Sequence[Path], out: Path) -> list[str]:
             if len(ranks := sorted(run.glob("logs/worker_*.parquet"))) > 1:
                 write_compact(workers(ranks), out / run.name / "workers.parquet")
         else:
-            index = requests.column_names.index(TOKEN_TIMES)
-            empty = pa.array([[]] * requests.num_rows, requests.schema.field(index).type)
-            requests = requests.set_column(index, TOKEN_TIMES, empty)
+            requests = without_token_times(requests)
         write_compact(requests, out / run.name / "requests.parquet")
         (out / run.name / "run.json").write_text(json.dumps(description, indent=1) + "\n")
         names.append(run.name)

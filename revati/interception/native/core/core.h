@@ -62,6 +62,9 @@ struct Cost {
   float power_w = 0;       // drawn at full clock while it runs
   float clock_sensitivity = 0;  // relative growth of its duration per relative growth of the clock period
   int32_t meets = 0;       // a custom all-reduce: the ranks of its group meet
+  int32_t launches = 1;    // places that it takes in the device's launch queue
+  int32_t ranks = 0;       // a collective of so many ranks, which starts when the slowest is there
+  float std_ns = 0;        // of its duration from one time to the next
 };
 
 class Group;     // rendezvous.h

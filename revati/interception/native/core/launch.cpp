@@ -41,7 +41,7 @@ std::unordered_map<LaunchKey, Cost, KeyHash, KeyEqual> costs;
 struct Count { int64_t busy_ns = 0, launches = 0; };
 std::vector<Count> counts;
 
-struct Attention { ns_t duration[2] = {0, 0}; int32_t launch[2] = {-1, -1}; float power_w = 0, clock_sensitivity = 0; };
+struct Attention { ns_t duration[2] = {0, 0}; int32_t launch[2] = {-1, -1}; float power_w = 0, clock_sensitivity = 0, std_ns[2] = {0, 0}; };
 Attention attention;
 
 ns_t stream_gap_ns = 0, graph_gap_ns = 0;
@@ -61,6 +61,24 @@ double clock_stretch(const PowerState &state) {
 
 void draw(PowerState &state, double watts, double ns) {
   state.average_w += (watts - state.average_w) * (1 - std::exp(-ns / power.time_constant_ns));
+}
+
+// The expected maximum of n standard normal deviates.
+double expected_maximum(int n) {
+  constexpr double known[] = {0, 0, 0.564, 0.846, 1.029, 1.163, 1.267, 1.352, 1.424};
+  return n <= 8 ? known[std::max(n, 0)] : std::sqrt(2 * std::log(n)) - 0.615;
+}
+
+// Waits for the slowest rank where ranks meet; between, each of them takes its own time.
+void drift(Drift &drift, Demand &demand, const Cost &cost) {
+  if (cost.ranks > 1) {
+    demand.ns += expected_maximum(cost.ranks) * std::sqrt(drift.variance_ns2);
+    drift.variance_ns2 = 0;
+    return;
+  }
+  const bool fixed = cost.work == Work::kFixed;
+  const double std_ns = fixed ? cost.std_ns : attention.std_ns[static_cast<int>(cost.work) - 1];
+  drift.variance_ns2 += std_ns * std_ns;
 }
 
 void add(Demand &demand, const Cost &cost) {
@@ -114,7 +132,9 @@ ns_t run_at(int device, ns_t start, const Demand &demand, ns_t gaps) {
   return end;
 }
 
-void entered_queue(int device, ns_t completion) { queued[device].push_back(completion); }
+void entered_queue(int device, int launches, ns_t completion) {
+  queued[device].insert(queued[device].end(), static_cast<size_t>(launches), completion);
+}
 
 // The driver's launch queue is finite: a host far ahead of the GPU waits for a place.
 bool queue_place(int device, size_t pending, ns_t *when) {
@@ -130,9 +150,11 @@ void submit(Stream *stream, const Cost &cost, Group *group, Roles roles) {
   if (cost.meets) group = all_reduce_group();
   Op op;
   op.gap = stream_gap_ns;
+  op.launches = cost.launches;
   {
     std::lock_guard<std::recursive_mutex> lock(mutex);
     if (stream->capture) { stream->capture->nodes.push_back({cost, group}); return; }
+    drift(stream->drift, op.demand, cost);
     add(op.demand, cost);
     count(cost, duration_of(cost));
     if (group) op.meeting = group->meet(roles);
@@ -148,6 +170,7 @@ void replay(Stream *stream, const Graph *graph) {
     std::lock_guard<std::recursive_mutex> lock(mutex);
     Group *group = nullptr;
     for (const Node &node : graph->nodes) {
+      drift(stream->drift, op.demand, node.cost);
       add(op.demand, node.cost);
       count(node.cost, duration_of(node.cost));
       if (node.group) group = node.group;
@@ -235,13 +258,16 @@ REVATI_API void revati_set_power_limit(double limit_w, double idle_w, double exp
 }
 // Durations of one layer's attention kernels for the batch about to run.
 REVATI_API void revati_set_attention(int64_t main_ns, int64_t combine_ns, int main_launch, int combine_launch,
-                                     float power_w, float clock_sensitivity) {
+                                     float power_w, float clock_sensitivity, float main_std_ns,
+                                     float combine_std_ns) {
   attention.power_w = power_w;
   attention.clock_sensitivity = clock_sensitivity;
   attention.duration[0] = main_ns;
   attention.duration[1] = combine_ns;
   attention.launch[0] = main_launch;
   attention.launch[1] = combine_launch;
+  attention.std_ns[0] = main_std_ns;
+  attention.std_ns[1] = combine_std_ns;
 }
 // GPU time [ns] and number of launches by index, zero where nothing was counted; arrays of `size`.
 REVATI_API void revati_gpu_time(int64_t *busy_ns, int64_t *launches, int size) {

@@ -13,6 +13,9 @@ constexpr ns_t kUnknown = -2;
 // Durations at full clock, and what is needed to stretch and to power them.
 struct Demand { double ns = 0, sensitive_ns = 0, joules_e9 = 0; };
 
+// What ranks have done since they last met varies by so much from rank to rank.
+struct Drift { double variance_ns2 = 0; };
+
 // An event's recording; it outlives the event and its next recording.
 struct Record {
   ns_t time = kUnknown;
@@ -24,6 +27,7 @@ struct Op {
   Demand demand;
   ns_t gap = 0, gaps = 0;     // before its start, between its nodes
   ns_t issued = 0;            // host time of its submission
+  int launches = 1;           // places in the launch queue
   Meeting meeting;
   bool posted = false;
   std::shared_ptr<Record> record;
@@ -34,6 +38,7 @@ struct Stream {
   unsigned flags = 0;
   int priority = 0;
   ns_t tail = 0;              // virtual completion of everything that is not pending
+  Drift drift;
   std::deque<Op> pending;
   Graph *capture = nullptr;   // the graph being captured, if any
   uint64_t capture_id = 0;
@@ -60,7 +65,7 @@ REVATI_CORE void destroy(Stream *stream);
 
 // launch.cpp
 ns_t run_at(int device, ns_t start, const Demand &demand, ns_t gaps);  // returns the end
-void entered_queue(int device, ns_t completion);
+void entered_queue(int device, int launches, ns_t completion);
 // Whether the device's launch queue has a place, not counting `pending`; `when` it has one.
 bool queue_place(int device, size_t pending, ns_t *when);
 

@@ -1,0 +1,82 @@
+"""Binding to ``librevati_timing.so``: what the timing asks in every engine step (``native/timing/``)."""
+
+from __future__ import annotations
+
+import ctypes
+
+from revati.interception.preload import TIMING_LIBRARY
+
+NUM_FEATURES = 17  # of attention
+MOST_SETS = 2  # of trees whose answers a batch has room for
+MOST_FEATURES = 32  # of a forest
+
+
+class Device(ctypes.Structure):
+    """One rank's heads, and the GPU's limits."""
+
+    _fields_ = [
+        ("num_q", ctypes.c_int64),
+        ("num_kv", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+        ("sm_count", ctypes.c_int64),
+        ("memory_bytes_per_us", ctypes.c_double),
+        ("bf16_flop_per_us", ctypes.c_double),
+        ("launch_us", ctypes.c_double),
+    ]
+
+
+class Batch(ctypes.Structure):
+    """A batch's sums; with tokens in it, also its features and a forest's answers to them.
+
+    ``context_tokens`` and ``max_context`` include the query tokens; ``pairs`` are query tokens times the
+    context of their request, without a causal mask; ``decoded_tokens`` is the context of the requests with
+    one new token.
+    """
+
+    query_tokens: int
+    context_tokens: int
+    max_context: int
+    pairs: int
+    decoded_tokens: int
+    features: ctypes.Array[ctypes.c_double]
+    answers: ctypes.Array[ctypes.c_double]
+    _fields_ = [
+        ("query_tokens", ctypes.c_int64),
+        ("context_tokens", ctypes.c_int64),
+        ("max_context", ctypes.c_int64),
+        ("pairs", ctypes.c_int64),
+        ("decoded_tokens", ctypes.c_int64),
+        ("features", ctypes.c_double * NUM_FEATURES),
+        ("answers", ctypes.c_double * MOST_SETS),
+    ]
+
+
+class ForestTables(ctypes.Structure):
+    """Addresses of a forest's arrays; see `revati.timing.forest`."""
+
+    _fields_ = [
+        ("features", ctypes.c_int64),
+        ("trees", ctypes.c_int64),
+        ("sets", ctypes.c_int64),
+        ("thresholds", ctypes.c_void_p),
+        ("ends", ctypes.c_void_p),
+        ("masks", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("set_ends", ctypes.c_void_p),
+        ("bases", ctypes.c_void_p),
+    ]
+
+
+library = ctypes.CDLL(str(TIMING_LIBRARY))
+library.revati_forest_predict.argtypes = [ctypes.POINTER(ForestTables), ctypes.c_void_p, ctypes.c_void_p]
+library.revati_forest_predict.restype = None
+library.revati_describe_batch.argtypes = [
+    ctypes.POINTER(Device),
+    ctypes.POINTER(ForestTables),
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_int64,
+    ctypes.c_int64,
+    ctypes.POINTER(Batch),
+]
+library.revati_describe_batch.restype = None

@@ -1,0 +1,153 @@
+"""The host table of a case's machine, calibrated on other runs of the same engine.
+
+Machines of one model differ in speed, and so do an engine's processes on one machine: by the cores that they
+landed on and by what runs beside them.  A calibration of a minute tells; here the step logs of what else the
+same engine served stand for it.  The case itself is left out, and no latency is looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from revati.validate import host_log
+from revati.validate.host_log import PhaseCosts
+from revati.validate.runs import CalibratedHost, Case, model_shape
+from revati.virtual_time.host import WORKER_PHASES
+from revati.virtual_time.host_table import HostTable, base_of
+from revati.virtual_time.spread import factors
+
+LEAST_STEPS = 20
+QUANTILES = (0.1, 0.5, 0.9)
+BLOCKED = 2.0  # a step that takes so many times as long as its like waited for something
+# Phases that every engine's core runs itself, by which the phases that no log shows are scaled.
+COMMON = ("schedule", "update")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How much slower than a table's slowdown 1 a machine runs, by phase and kind where its logs tell.
+
+    ``runs``: whose logs they were. ``spread``: quantiles, as host tables have them.
+    """
+
+    base: str
+    runs: tuple[str, ...]
+    slowdown: float
+    by_phase: Mapping[str, Mapping[str, float]]
+    spread: Mapping[str, Mapping[str, Sequence[float]]]
+
+    def write(self, path: Path) -> Path:
+        """Write a host table."""
+        content = {
+            "base": self.base,
+            "calibrated_on": list(self.runs),
+            "slowdown": self.slowdown,
+            "slowdown_of": {phase: dict(kinds) for phase, kinds in self.by_phase.items()},
+            "spread_of": {phase: dict(kinds) for phase, kinds in self.spread.items()},
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110))
+        return path
+
+
+def calibrated(case: Case, default: str, out: Path) -> CalibratedHost | None:
+    """Write a case's host table into a folder; None where no other run of its engine has a step log.
+
+    Args:
+        default: the table where the manifest names none; what either is based on is calibrated.
+    """
+    runs = others(case)
+    found = calibrate(runs, base_of(case.host or default)) if runs else None
+    if found is None:
+        return None
+    return CalibratedHost(found.write(out / f"{case.name}.yaml"), found.base, found.runs)
+
+
+def others(case: Case) -> list[Path]:
+    """Runs beside a case's with a step log that the same engine process served, without the case's own."""
+    if case.description["engine"] != "vllm" or case.description.get("engine_start_s") is None:
+        return []  # the log's columns are vLLM's, and the start tells the engine's runs
+    engine, own = _engine(case.description), {run.name for run in case.runs}
+    return [
+        path.parent
+        for path in sorted(case.runs[0].folder.parent.glob("*/steps.parquet"))
+        if path.parent.name not in own and _engine(_describe(path.parent)) == engine
+    ]
+
+
+def calibrate(runs: Sequence[Path], base: str) -> Calibration | None:
+    """Compare runs of one engine with a host table; None if their logs tell too little.
+
+    Args:
+        base: a table of conf/host, compared at slowdown 1.
+    """
+    table = HostTable.load(base, slowdown=1.0)
+    ratios: dict[tuple[str, str], list[tuple[float, float]]] = {}  # (measured, by the table) in µs
+    for run in runs:
+        description = _describe(run)
+        for costs in host_log.read(run, description):
+            for phase in costs.phases:
+                ratios.setdefault((phase, costs.kind), []).extend(_pairs(costs, table, description))
+    by_phase: dict[str, dict[str, float]] = {}
+    spread: dict[str, dict[str, Sequence[float]]] = {}
+    common: list[tuple[float, int]] = []  # slowdown, steps
+    for (phase, kind), pairs in sorted(ratios.items()):
+        if len(pairs) >= LEAST_STEPS:
+            slowdown, quantiles = _compare(np.array(pairs))
+            by_phase.setdefault(phase, {})[kind] = slowdown
+            spread.setdefault(phase, {})[kind] = quantiles
+            if phase in COMMON:
+                common.append((slowdown, len(pairs)))
+    if not common:
+        return None
+    overall = sum(value * steps for value, steps in common) / sum(steps for _, steps in common)
+    return Calibration(base, tuple(run.name for run in runs), round(overall, 4), by_phase, spread)
+
+
+def _pairs(costs: PhaseCosts, table: HostTable, description: Mapping[str, Any]) -> list[tuple[float, float]]:
+    stages = int(description["pipeline_parallel_size"])
+    layers = math.ceil(model_shape(description["model"]).num_hidden_layers / stages)
+    tensor_parallel = int(description["tensor_parallel_size"])
+    ranks = [tensor_parallel * (1 if phase in WORKER_PHASES else stages) for phase in costs.phases]
+    shapes = zip(costs.requests, costs.prompt_tokens, costs.prefills, strict=True)
+    expected = [
+        sum(
+            table.phase_us(phase, costs.kind, int(n), int(tokens), int(prefills), layers, count)
+            for phase, count in zip(costs.phases, ranks, strict=True)
+        )
+        for n, tokens, prefills in shapes
+    ]
+    return list(zip(costs.cost_us.tolist(), expected, strict=True))
+
+
+def _compare(pairs: NDArray[np.float64]) -> tuple[float, list[float]]:
+    """Slowdown and spread of a phase, which together have the measured mean."""
+    measured, expected = pairs.T
+    ratio = measured / expected
+    usual = ratio <= BLOCKED * np.median(ratio)
+    relative = np.quantile(ratio[usual], QUANTILES) / np.median(ratio[usual])
+    quantiles = [round(float(value), 3) for value in relative]
+    slowdown = float(measured[usual].sum() / expected[usual].sum())
+    return round(slowdown / fmean(factors(quantiles)), 4), quantiles
+
+
+def _engine(description: Mapping[str, Any]) -> str:
+    """Equal for runs of one engine process."""
+    return json.dumps(
+        [description.get(name) for name in ("engine", "model", "engine_args", "engine_start_s")]
+    )
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return content

@@ -1,0 +1,115 @@
+"""What each host phase of a measured run cost, from its step log and its workers' calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from revati.validate.steps import LARGEST_GRAPH, kinds
+
+Array = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseCosts:
+    """Costs in steps of one kind of a phase, or of several together, and these steps' shapes; all of shape
+    (steps,)."""
+
+    phases: tuple[str, ...]
+    kind: str
+    cost_us: Array
+    requests: Counts
+    prompt_tokens: Counts
+    prefills: Counts
+
+
+def read(folder: Path, description: Mapping[str, Any]) -> list[PhaseCosts]:
+    """All phases that a run's logs tell: steps.parquet, and workers.parquet of workers in own processes.
+
+    Args:
+        description: the run's run.json.
+    """
+    log = pq.read_table(folder / "steps.parquet")
+    columns = {name: np.asarray(log[name]) for name in log.column_names if name != "graph"}
+    remote = (folder / "workers.parquet").is_file()
+    if not remote and description["num_gpus"] > 1:
+        return []  # a log of dispatching alone
+    scheduled = columns["scheduled_tokens"] > 0
+    requests, prefills = columns["scheduled_requests"], columns["prefill_requests"]
+    tokens = columns["scheduled_tokens"]
+    kind = kinds(
+        tokens,
+        prefills == 0,
+        eager=bool(description["engine_args"].get("enforce_eager")),
+        largest_graph=max(description["resolved"].get("cudagraph_capture_sizes") or [LARGEST_GRAPH]),
+    )
+    shape = requests, tokens - (requests - prefills), prefills
+    us = {name: 1e6 * times for name, times in columns.items() if name.endswith("_s")}
+    core: dict[tuple[str, ...], Array] = {
+        ("schedule",): us["schedule_end_s"] - us["schedule_begin_s"],
+        ("dispatch" if remote else "execute",): us["execute_end_s"] - us["execute_begin_s"],
+        ("dispatch_sample" if remote else "sample",): us["sample_end_s"] - us["execute_end_s"],
+    }
+    found = [one for phases, cost in core.items() for one in _by_kind(phases, kind, cost, scheduled, shape)]
+    update, updated = _updates(us["update_end_s"] - us["update_begin_s"], scheduled)
+    of_updated = tuple(counts[updated] for counts in shape)
+    found += _by_kind(("update",), kind[updated], update, np.ones(len(updated), np.bool_), of_updated)
+    if remote:
+        steps = np.flatnonzero(scheduled)
+        calls = _workers(folder, description, len(steps))
+        every = np.ones(len(steps), np.bool_)
+        for phases, cost in calls.items():
+            found += _by_kind(phases, kind[steps], cost, every, tuple(counts[steps] for counts in shape))
+    return found
+
+
+def _updates(cost_us: Array, scheduled: npt.NDArray[np.bool_]) -> tuple[Array, Counts]:
+    """Costs of the updates, and the step whose outputs each of them handles: steps are updated in turn."""
+    updates = np.flatnonzero(np.isfinite(cost_us))
+    steps = np.flatnonzero(scheduled)
+    count = min(len(updates), len(steps))
+    return cost_us[updates[:count]], steps[:count]
+
+
+def _workers(folder: Path, description: Mapping[str, Any], steps: int) -> dict[tuple[str, ...], Array]:
+    """Costs of the workers' phases, by step; of tensor-parallel ranks the slowest one counts.
+
+    Of pipeline stages only the first one's execute: it ends with sending, for which the others wait.
+    """
+    calls = pq.read_table(folder / "workers.parquet")
+    rank, tokens = np.asarray(calls["rank"]), np.asarray(calls["scheduled_tokens"])
+    ranks = int(rank.max()) + 1
+    tensor_parallel = int(description["tensor_parallel_size"])
+
+    def slowest(phase: str, first: int) -> Array:
+        members = [(rank == one) & (tokens > 0) for one in range(first, first + tensor_parallel)]
+        if any(int(member.sum()) != steps for member in members):
+            return np.full(steps, np.nan)  # a log that began late
+        cost = np.asarray(calls[f"{phase}_us"], np.float64)
+        slow: Array = np.max([cost[member] for member in members], axis=0)
+        return slow
+
+    execute, sample = slowest("execute", 0), slowest("sample", ranks - tensor_parallel)
+    if ranks == tensor_parallel:
+        return {("execute",): execute, ("sample",): sample}
+    return {("execute", "send"): execute, ("sample",): sample, ("receive",): slowest("sample", 0)}
+
+
+def _by_kind(
+    phases: tuple[str, ...],
+    kind: npt.NDArray[np.str_],
+    cost_us: Array,
+    chosen: npt.NDArray[np.bool_],
+    shape: tuple[Counts, ...],
+) -> Iterator[PhaseCosts]:
+    for one in np.unique(kind):
+        rows = chosen & (kind == one) & np.isfinite(cost_us)
+        if rows.any():
+            yield PhaseCosts(phases, str(one), cost_us[rows], *(counts[rows] for counts in shape))

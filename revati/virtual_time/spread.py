@@ -1,0 +1,30 @@
+"""How much a host phase varies from one time to the next, as draws that are the same on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import NormalDist
+
+PLACES = 256  # a draw is one of so many equally probable factors
+LEAST_FACTOR = 0.2
+
+Factors = tuple[float, ...]
+
+
+def factors(quantiles: Sequence[float], positive: bool = True) -> Factors:
+    """`PLACES` equally probable factors on what a table says, ascending.
+
+    Args:
+        quantiles: the 10 %, 50 % and 90 % quantiles of a cost relative to the table; a normal distribution
+            with a width of its own on each side of the median is laid through them.
+        positive: costs cannot fall below a share of the median.
+    """
+    low, middle, high = quantiles
+    normal = NormalDist()
+    at_90 = normal.inv_cdf(0.9)
+    drawn = []
+    for place in range(PLACES):
+        z = normal.inv_cdf((place + 0.5) / PLACES) / at_90
+        value = middle + z * ((high - middle) if z > 0 else (middle - low))
+        drawn.append(max(value, LEAST_FACTOR * middle) if positive else value)
+    return tuple(drawn)

@@ -1,0 +1,97 @@
+"""A case's host table comes from what else its engine served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from revati.validate.calibration import calibrated
+from revati.validate.runs import read_cases
+from revati.virtual_time.host_table import HostTable
+
+from .conftest import AddRun
+
+STEP_S = 0.01
+TABLE = HostTable.load("h200_xeon", slowdown=1.0)
+
+
+def write_log(folder: Path, slowdown: float, count: int = 60) -> None:
+    """Decode steps of 1 to 16 requests, each phase `slowdown` times as long as the table says."""
+    rows = []
+    for step in range(count):
+        requests = 1 + step % 16
+        updated = 1 + (step - 1) % 16  # asynchronous scheduling: the outputs of the step before
+        schedule, execute, sample = (
+            1e-6 * slowdown * TABLE.phase_us(phase, "full", requests, num_layers=32)
+            for phase in ("schedule", "execute", "sample")
+        )
+        if step % 10 == 9:
+            execute *= 50  # a full launch queue: no cost of this host
+        begin = step * STEP_S
+        update_begin = begin + 0.8 * STEP_S if step else float("nan")
+        rows.append(
+            {
+                "schedule_begin_s": begin,
+                "schedule_end_s": begin + schedule,
+                "execute_begin_s": begin + schedule,
+                "execute_end_s": begin + schedule + execute,
+                "sample_end_s": begin + schedule + execute + sample,
+                "update_begin_s": update_begin,
+                "update_end_s": update_begin + 1e-6 * slowdown * TABLE.phase_us("update", "full", updated),
+                "step_end_s": begin + 0.9 * STEP_S,
+                "scheduled_tokens": requests,
+                "scheduled_requests": requests,
+                "prefill_requests": 0,
+            }
+        )
+    pq.write_table(pa.Table.from_pylist(rows), folder / "steps.parquet")
+
+
+def test_a_case_is_calibrated_on_the_other_runs_of_its_engine(
+    measured: Path, add_run: AddRun, tmp_path: Path
+) -> None:
+    write_log(add_run("own", engine_start_s=1.0), slowdown=9.0)
+    write_log(add_run("other", engine_start_s=1.0), slowdown=1.3)
+    write_log(add_run("of_another_engine", engine_start_s=2.0), slowdown=5.0)
+    case = next(case for case in read_cases([measured]) if case.name == "own")
+    found = calibrated(case, "h200_xeon_contended", tmp_path)
+    assert found is not None
+    assert (found.base, list(found.runs)) == ("h200_xeon", ["other"])
+    table = HostTable.load(str(found.path))
+    for phase in ("schedule", "execute", "sample", "update"):
+        # Logs tell means; a table varies around its medians.
+        mean = fmean(table.spread[phase, "full"]) * table.phase_us(phase, "full", 8, num_layers=32)
+        assert mean == pytest.approx(1.3 * TABLE.phase_us(phase, "full", 8, num_layers=32), rel=1e-3)
+    # What the log does not show follows the engine core's own work.
+    ratio = table.phase_us("frontend_busy", num_reqs=8) / TABLE.phase_us("frontend_busy", num_reqs=8)
+    assert ratio == pytest.approx(table.slowdown, rel=1e-3)
+    assert 1.2 < ratio < 1.35
+
+
+def test_without_another_run_of_its_engine_a_case_has_no_table_of_its_own(
+    measured: Path, add_run: AddRun, tmp_path: Path
+) -> None:
+    write_log(add_run("own", engine_start_s=1.0), slowdown=1.3)
+    write_log(add_run("own_rep2", engine_start_s=1.0), slowdown=1.3)
+    (case,) = read_cases([measured])
+    assert calibrated(case, "h200_xeon", tmp_path) is None
+
+
+def test_runs_that_do_not_say_which_engine_served_them_share_none(
+    measured: Path, add_run: AddRun, tmp_path: Path
+) -> None:
+    add_run("own")
+    write_log(add_run("other"), slowdown=1.3)
+    case = next(case for case in read_cases([measured]) if case.name == "own")
+    assert calibrated(case, "h200_xeon", tmp_path) is None
+
+
+def test_few_steps_say_nothing(measured: Path, add_run: AddRun, tmp_path: Path) -> None:
+    add_run("own", engine_start_s=1.0)
+    write_log(add_run("other", engine_start_s=1.0), slowdown=1.3, count=10)
+    case = next(case for case in read_cases([measured]) if case.name == "own")
+    assert calibrated(case, "h200_xeon", tmp_path) is None
