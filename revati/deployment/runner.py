@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 import revati
+from revati.deployment.leftovers import end_marked, marks
 from revati.deployment.wire import TrialRequest, TrialResult, receive_line
 from revati.engines.warm import engine_module
 from revati.environments import interpreter
@@ -27,6 +28,7 @@ from revati.workload import Workload
 
 __all__ = ["TemplateClient", "TemplateServer", "TrialResult"]
 
+_SERVER_VARIABLE = "REVATI_SERVER"
 _START_TIMEOUT_S = 300.0
 _POLL_S = 0.2
 
@@ -38,7 +40,7 @@ def _socket_path(sibling: Path, engine: str) -> Path:
 class TemplateServer:
     """Context manager: the processes that fork all engines of this node, one per kind of engine.
 
-    Their end ends them all.
+    None of them is left afterwards.
 
     Args:
         log_dir: keeps the engines' logs.
@@ -65,6 +67,7 @@ class TemplateServer:
         python, socket_path = interpreter(engine), _socket_path(self.socket_path, engine)
         environment = emulated_environment(load_gpu(self._gpu), 1, os.environ)
         environment.update(engine_module(engine).environment())
+        environment.update(marks(str(self._folder), _SERVER_VARIABLE))
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # doubles the import time of every start
         if python != Path(sys.executable):
             # Another environment: nothing of ours but this package.
@@ -85,10 +88,10 @@ class TemplateServer:
         trace: TracebackType | None,
     ) -> None:
         for process in self._processes:
-            # Engines and trials are in its session and die with their parents besides.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        end_marked(str(self._folder), _SERVER_VARIABLE, grace_s=0)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

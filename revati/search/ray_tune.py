@@ -16,9 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from revati.deployment.leftovers import end_marked, no_leftovers
 from revati.deployment.metrics import Slo
 from revati.search.campaign import Campaign
-from revati.search.leftovers import end_marked, no_leftovers
 from revati.search.runner import connect, open_server
 from revati.search.signals import handle_signals, interrupt, interruptible
 from revati.search.trial import TrialOutput, run_trial

@@ -56,20 +56,32 @@ def test_the_checker_sees_jumps_past_messages_in_flight(monkeypatch: pytest.Monk
     assert report["worst_late_us"] > 1000
 
 
-STARTS = """
+CHILDREN = 20
+STARTS = f"""
 import subprocess, sys, threading, time
-threading.Thread(target=time.sleep, args=(100,), daemon=True).start()
+def tick():
+    while True:
+        time.sleep(100)
+threading.Thread(target=tick, daemon=True).start()
 time.sleep(0.001)
-begin = time.time()
-print(float(subprocess.check_output([sys.executable, "-c", "import time; print(time.time())"])) - begin)
+for _ in range({CHILDREN}):
+    begin = time.time()
+    print(float(subprocess.check_output([sys.executable, "-c", "import time; print(time.time())"])) - begin)
 """
 
 
+def durations_of_starts(members: Members) -> list[float]:
+    """Virtual seconds from before each child's start until it looked at the clock."""
+    [output] = members.run(STARTS)
+    return [float(line) for line in output.splitlines()]
+
+
 def test_no_time_passes_while_a_child_starts(members: Members) -> None:
-    assert [float(line) for line in members.run(STARTS)] == [0]
+    assert durations_of_starts(members) == [0] * CHILDREN
 
 
 def test_without_a_reserved_slot_it_would(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REVATI_TEST_BREAK", "reserve")
     with Domain.create() as domain:
-        assert float(Members(domain).run(STARTS)[0]) > 1
+        # A child that is quick to join can still be in time.
+        assert max(durations_of_starts(Members(domain))) > 1

@@ -1,7 +1,7 @@
-"""Make sure that a Ray session ends with the sweep that started it.
+"""Make sure that processes end with whoever started them, also those that their parents lost.
 
-``ray.shutdown`` does not wait for all of its processes: agents outlive their raylet by up to a minute. All
-of them inherit a mark in their environment, by which they are found whoever their parent is by then.
+All that a process starts inherits a mark in its environment, by which it is found whoever its parent is by
+then: engines have processes in sessions of their own, and some of Ray's outlive their raylet by a minute.
 """
 
 from __future__ import annotations
@@ -13,27 +13,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_VARIABLE = "REVATI_SESSION"
+SESSION_VARIABLE = "REVATI_SESSION"
 _GRACE_S = 2.0
 _POLL_S = 0.05
+
+
+def marks(mark: str, variable: str = SESSION_VARIABLE) -> dict[str, str]:
+    """What to add to the environment of a process, to find it and its descendants."""
+    return {variable: mark, "SPT_NOENV": "1"}  # or process titles overwrite the environment
 
 
 @contextmanager
 def no_leftovers(mark: str) -> Iterator[None]:
     """End every process that was started inside and is still there afterwards."""
-    os.environ[_VARIABLE] = mark
-    os.environ["SPT_NOENV"] = "1"  # or Ray's process titles overwrite the environment
+    os.environ.update(marks(mark))
     try:
         yield
     finally:
-        del os.environ[_VARIABLE]
+        del os.environ[SESSION_VARIABLE]
         end_marked(mark)
 
 
-def end_marked(mark: str) -> None:
-    """End all processes with this mark, by force if they do not go by themselves."""
-    entry = f"{_VARIABLE}={mark}".encode()
-    deadline = time.monotonic() + _GRACE_S
+def end_marked(mark: str, variable: str = SESSION_VARIABLE, grace_s: float = _GRACE_S) -> None:
+    """Wait until all processes with this mark have ended, by force if they do not go by themselves."""
+    entry = f"{variable}={mark}".encode()
+    deadline = time.monotonic() + grace_s
     while marked := _marked(entry):
         if time.monotonic() > deadline:
             for pid in marked:

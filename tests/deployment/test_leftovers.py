@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 
-from revati.search.leftovers import no_leftovers
+from revati.deployment.leftovers import no_leftovers
 
 
 def running(pid: int) -> bool:
