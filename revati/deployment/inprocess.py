@@ -12,8 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
+from revati.deployment.prompts import Turns
 from revati.engines.base import Replica, Request, RequestOutput
 from revati.interception.core import NativeCore
 from revati.virtual_time.host import IDLE_STEP, HostCosts, StepShape
@@ -33,18 +32,8 @@ class RequestRecord:
     scheduled_s: float = float("nan")
     engine_first_token_s: float = float("nan")
     engine_last_token_s: float = float("nan")
+    cached_tokens: int | None = None  # of the prompt, that the engine found in its prefix cache
     token_times_s: list[float] = field(default_factory=list)
-
-
-def make_requests(workload: Workload, vocab_size: int, seed: int) -> list[Request]:
-    """Random prompts without shared prefixes, as many tokens as the workload says."""
-    rng = np.random.default_rng(seed)
-    return [
-        Request(index, rng.integers(0, vocab_size, int(prompt)).tolist(), int(output))
-        for index, (prompt, output) in enumerate(
-            zip(workload.prompt_tokens, workload.output_tokens, strict=True)
-        )
-    ]
 
 
 class InProcessDeployment:
@@ -64,13 +53,15 @@ class InProcessDeployment:
         self._inbox: deque[tuple[int, Request]] = deque()  # sent to the engine: (arrival there, request)
         self._outbox: list[tuple[int, int, Sequence[RequestOutput]]] = []  # sent by the engine
 
-    def serve(self, requests: Sequence[Request], arrival_s: Sequence[float]) -> list[RequestRecord]:
+    def serve(self, requests: Sequence[Request], workload: Workload) -> list[RequestRecord]:
         """Run until every request has finished; returns records in the order of ``requests``."""
-        records = [RequestRecord(float(arrival)) for arrival in arrival_s]
-        arrivals = deque(sorted(range(len(requests)), key=lambda i: (arrival_s[i], i)))
+        records = [RequestRecord(float(arrival)) for arrival in workload.arrival_s]
+        turns = Turns(workload)
+        arrivals = [(records[index].arrival_s, index) for index in turns.first]  # a heap
+        heapq.heapify(arrivals)
         unfinished, sequence = len(requests), 0
         while unfinished:
-            arrival_ns = self._to_ns(arrival_s[arrivals[0]]) if arrivals else None
+            arrival_ns = self._to_ns(arrivals[0][0]) if arrivals else None
             output_ns = self._outbox[0][0] if self._outbox else None
             frontend_ns = min(
                 (max(self._frontend_ns, ns) for ns in (arrival_ns, output_ns) if ns is not None), default=None
@@ -79,9 +70,13 @@ class InProcessDeployment:
             if frontend_ns is not None and (engine_ns is None or frontend_ns <= engine_ns):
                 if output_ns is not None and (arrival_ns is None or output_ns <= arrival_ns):
                     sent_ns, _, outputs = heapq.heappop(self._outbox)
-                    unfinished -= self._deliver(sent_ns, outputs, records)
+                    for index in self._deliver(sent_ns, outputs, records):
+                        unfinished -= 1
+                        if (turn := turns.after(index)) is not None:
+                            records[turn.index].arrival_s = records[index].token_times_s[-1] + turn.think_s
+                            heapq.heappush(arrivals, (records[turn.index].arrival_s, turn.index))
                 else:
-                    index = arrivals.popleft()
+                    _, index = heapq.heappop(arrivals)
                     self._submit(frontend_ns, requests[index], records[index])
             elif engine_ns is not None:
                 outputs = self._step(engine_ns)
@@ -113,23 +108,28 @@ class InProcessDeployment:
         message = StepShape("idle" if idle else "busy", num_tokens=len(request.prompt_token_ids))
         self._inbox.append((self._frontend_ns + self._cost("ipc", message), request))
 
-    def _deliver(self, sent_ns: int, outputs: Sequence[RequestOutput], records: list[RequestRecord]) -> int:
-        """Hand a step's tokens to their clients; returns how many requests finished."""
+    def _deliver(
+        self, sent_ns: int, outputs: Sequence[RequestOutput], records: list[RequestRecord]
+    ) -> list[int]:
+        """Hand a step's tokens to their clients; returns which requests finished."""
         batch = StepShape(num_reqs=len(outputs))
         # A later message waits for the frontend to finish with this one.
         self._frontend_ns = max(self._frontend_ns, sent_ns + self._cost("output_ipc", batch))
-        finished = 0
+        finished = []
         for start in range(0, len(outputs), _OUTPUT_CHUNK):
             chunk = outputs[start : start + _OUTPUT_CHUNK]
             self._frontend_ns += self._cost("frontend_busy", StepShape(num_reqs=len(chunk)))
-            for output in chunk:
-                finished += self._record(output, records[output.index], sent_ns)
+            finished += [
+                output.index for output in chunk if self._record(output, records[output.index], sent_ns)
+            ]
         return finished
 
     def _record(self, output: RequestOutput, record: RequestRecord, sent_ns: int) -> bool:
         if output.new_tokens and not record.token_times_s:
             record.engine_first_token_s = self._to_s(sent_ns)
         record.token_times_s.extend([self._to_s(self._frontend_ns)] * output.new_tokens)
+        if output.cached_tokens is not None:
+            record.cached_tokens = output.cached_tokens
         if output.queued_s is not None:
             record.queued_s = self._since_start(output.queued_s)
         if output.scheduled_s is not None:

@@ -19,17 +19,22 @@ class Request:
     index: int
     prompt_token_ids: list[int]
     output_tokens: int
+    session: int | None = None  # the conversation that it is a turn of
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """New tokens of one request; the engine's own timestamps are its monotonic clock's, in seconds."""
+    """New tokens of one request; the engine's own timestamps are its monotonic clock's, in seconds.
+
+    ``cached_tokens``: of its prompt, that the engine found in its prefix cache; None where it says nothing.
+    """
 
     index: int
     new_tokens: int
     finished: bool
     queued_s: float | None = None
     scheduled_s: float | None = None
+    cached_tokens: int | None = None
 
 
 class Replica(Protocol):

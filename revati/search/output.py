@@ -22,7 +22,7 @@ from revati.search.columns import SHARE_COLUMNS, trials_table
 from revati.search.errors import ConfigError
 from revati.search.launch import deployment_environment, launch_script
 from revati.search.ledger import Ledger
-from revati.search.objective import Objective
+from revati.search.objective import Objective, natural_direction
 from revati.search.problem import Problem
 from revati.search.progress import format_metric
 from revati.search.report import report_html
@@ -191,7 +191,7 @@ def _why_none(objective: Objective, rows: list[dict[str, Any]]) -> str:
     for name, bound in objective.slo.items():
         values = [row[name] for row in rows if row.get(name) is not None]
         keeping = sum(objective.violations(row)[name] <= 0 for row in rows)
-        best = (max if name.endswith("per_gpu") or "_per_s" in name else min)(values, default=float("nan"))
+        best = (max if natural_direction(name) == "max" else min)(values, default=float("nan"))
         bounds.append(f"{name}, bound {bound:g}: kept by {keeping} of {len(rows)}, best {best:.4g}")
     return "no trial meets the SLO (" + "; ".join(bounds) + ")."
 

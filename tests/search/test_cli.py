@@ -33,7 +33,12 @@ REFUSALS = [
     (["+model=llama7b", "engine=tgi"], "unknown engine 'tgi'; accepted: sglang, vllm"),
     (["+model=llama7b", "search=bayes"], "unknown search 'bayes'; accepted: grid, nsga2, random, tpe"),
     (["+model=llama7b", "objective=x"], "unknown objective 'x'; accepted: batch, goodput, serving"),
-    (["+model=llama7b", "workload=x"], "unknown workload 'x'; accepted: fixed, offline, sharegpt, trace"),
+    (["+model=llama7b", "workload=x"], "unknown workload 'x'; accepted: fixed, heavy_tail, multi_turn"),
+    (
+        ["+model=llama7b", "workload.prefixes.group=2"],
+        "unknown option 'group' of prefixes; use groups, tokens",
+    ),
+    (["+model=llama7b", "workload.sessions.turns=0"], "turns and context_tokens_max must be 1 or more"),
     (["+model=llama7b", "knobs.max_num_seq=1"], "unknown vllm knob 'max_num_seq'; accepted: tensor_parallel"),
     (["+model=llama7b", "knobs.max_num_seqs=abc"], "accepted: an integer from 1"),
     (["+model=llama7b", "knobs.tensor_parallel_size=3"], "accepted: 1, 2, 4, 8"),

@@ -59,6 +59,7 @@ class VllmServer:
                 finished=output.finished,
                 queued_s=stats.queued_ts if stats else None,
                 scheduled_s=stats.scheduled_ts if stats else None,
+                cached_tokens=output.num_cached_tokens,
             )
 
     async def usage(self, folder: Path) -> dict[str, float]:
