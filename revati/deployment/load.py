@@ -11,11 +11,13 @@ import asyncio
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from revati.deployment.http_servers import HttpServers, open_session
 from revati.deployment.inprocess import RequestRecord
 from revati.deployment.prompts import Turns, make_requests
 from revati.deployment.results import requests_table, too_weak
@@ -70,17 +72,29 @@ class LoadGenerator:
         return time.monotonic() - self._start_s
 
 
+@asynccontextmanager
+async def open_server(request: TrialRequest) -> AsyncIterator[Server]:
+    """The trial's engine: servers that run already, or one that is started and ended here."""
+    engine, spec = engine_module(request.spec.engine), request.spec
+    if request.replica_urls:
+        async with open_session() as session:
+            yield HttpServers(session, engine, spec, request.replica_urls, request.entry_url)
+        return
+    server = engine.serve(spec, request.out_dir)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
 async def run(request: TrialRequest) -> TrialResult:
     log_path = request.out_dir / "trial.log"
     workload = Workload.from_trace(request.workload_path)
-    server = engine_module(request.spec.engine).serve(request.spec, request.out_dir)
-    try:
+    async with open_server(request) as server:
         await server.warm_up()
         requests = make_requests(workload, request.spec.model.vocab_size, request.spec.seed)
         records = await LoadGenerator(server, workload).serve(requests)
         columns = await server.usage(request.out_dir)
-    finally:
-        server.close()
     requests_path = request.out_dir / "requests.parquet"
     pq.write_table(requests_table(records, workload), requests_path)
     shares = {name: columns[f"gpu_time_share_{name}"] for name in PROVENANCES}

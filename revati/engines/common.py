@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from revati.engines.base import InfeasibleError
+from revati.engines.tokenizer import write_tokenizer
 from revati.spec import DeploymentSpec, HostSpec, ModelShape
 from revati.timing.estimate import RankShape
 from revati.virtual_time.host import FreeHost, HostCosts, MeasuredHost, TableHost
@@ -32,6 +33,13 @@ def write_model_folder(spec: DeploymentSpec, folder: Path) -> Path:
     """Write the model's ``config.json``, which is all that an engine needs with dummy weights."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(spec.model.hf_config))
+    return folder
+
+
+def write_served_model_folder(spec: DeploymentSpec, folder: Path) -> Path:
+    """`write_model_folder`, with a tokenizer for servers that are sent text."""
+    write_model_folder(spec, folder)
+    write_tokenizer(folder, spec.model.vocab_size)
     return folder
 
 
