@@ -27,7 +27,7 @@ from revati.deployment.domain_run import Commands, Failure, open_domain
 from revati.deployment.routers import POLICIES, router_options
 from revati.deployment.wire import TrialRequest, TrialResult
 from revati.engines.base import InfeasibleError
-from revati.engines.common import write_served_model_folder
+from revati.engines.common import served_model_folder
 from revati.engines.emulation import Emulation
 from revati.engines.refusals import refusal_environment
 from revati.engines.warm import engine_module
@@ -51,13 +51,13 @@ class Fleet:
 
     Args:
         spec: of the first deployment.
-        folder: for the model's files and the servers' logs.
+        folder: for the servers' logs.
     """
 
     def __init__(self, spec: DeploymentSpec, folder: Path) -> None:
         self._engine, self._folder = engine_module(spec.engine), folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._model_folder = write_served_model_folder(spec, folder / "model")
+        self._model_folder = served_model_folder(spec.model)
         self._emulation = Emulation(spec.gpu, spec.host, spec.timing_source)
         self._domain = open_domain(spec.host)
         self._commands = Commands(self._domain)

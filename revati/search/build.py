@@ -13,7 +13,7 @@ from revati.search.errors import ConfigError, unknown
 from revati.search.knobs import engine_knobs, knob
 from revati.search.objective import Objective
 from revati.search.problem import Problem
-from revati.search.runner import DEPLOYMENTS
+from revati.search.space import REPLICAS, ROUTING, require_routing
 from revati.spec import HOST_MODES, DeploymentSpec, HostMode, HostSpec, ModelShape
 from revati.timing.source import UnknownSourceError, choose, source
 from revati.workload import (
@@ -78,18 +78,8 @@ def one_spec(config: DictConfig) -> DeploymentSpec:
     problem = build_problem(config, num_gpus=1)
     knobs = plain(config.knobs)
     point = {name: knob(problem.engine, name).check(name, value) for name, value in knobs.items()}
+    require_routing(point.get(REPLICAS, 1), ROUTING in point)
     return problem.spec(point)
-
-
-def build_runner(config: DictConfig) -> str:
-    """The module that runs trials (see `revati.search.runner`).
-
-    Raises:
-        ConfigError: an unknown kind of deployment.
-    """
-    if config.deployment not in DEPLOYMENTS:
-        raise unknown("deployment", config.deployment, DEPLOYMENTS)
-    return DEPLOYMENTS[config.deployment]
 
 
 def build_objective(config: DictConfig) -> Objective:

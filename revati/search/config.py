@@ -89,7 +89,7 @@ class EmulateConfig:
     host: HostConfig = field(default_factory=HostConfig)
     timing: TimingConfig = field(default_factory=TimingConfig)
     knobs: dict[str, Any] = field(default_factory=dict)
-    deployment: str = "inprocess"  # inprocess | processes
+    deployment: str = "auto"  # auto | inprocess | processes
     seed: int = 0
     output_dir: str = MISSING
 

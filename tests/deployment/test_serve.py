@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,10 +19,11 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from tokenizer import write_model
 
 from revati.deployment import processes
+from revati.deployment.fleet import free_port
 from revati.deployment.runner import TemplateClient, TemplateServer
+from revati.engines.common import served_model_folder
 from revati.spec import DeploymentSpec, HostSpec, ModelShape
 from revati.virtual_time.host_table import HostTable
 from revati.workload import Workload
@@ -44,15 +44,14 @@ EVEN = 1e9  # burstiness at which requests arrive in even steps
 SHARED_MEMORY = Path("/dev/shm")
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def tiny_spec(**changes: Any) -> DeploymentSpec:
+    return DeploymentSpec("vllm", ModelShape("tiny", TINY), "h200", HostSpec("h200_xeon"), **changes)
 
 
 def serve_and_measure(tmp_path: Path, num_gpus: int, *server: str) -> dict[str, Any]:
     """Run a server and vLLM's client in a domain; returns the client's own report."""
-    model, port, report = write_model(tmp_path / "model", TINY), str(free_port()), tmp_path / "report.json"
+    model = served_model_folder(tiny_spec().model)
+    port, report = str(free_port()), tmp_path / "report.json"
     vllm = str(Path(sys.executable).parent / "vllm")
     client = [vllm, "bench", "serve", "--model", str(model), "--port", port, "--dataset-name", "random"]
     client += ["--random-input-len", str(PROMPT), "--random-output-len", str(OUTPUT), "--ignore-eos"]
@@ -68,9 +67,8 @@ def serve_and_measure(tmp_path: Path, num_gpus: int, *server: str) -> dict[str, 
 
 def in_process(tmp_path: Path) -> dict[str, float]:
     """Median TTFT and TPOT [ms] of the same requests, emulated in one process."""
-    spec = DeploymentSpec("vllm", ModelShape("tiny", TINY), "h200", HostSpec("h200_xeon"))
     with TemplateServer(tmp_path / "engines") as server:
-        result = TemplateClient(server.socket_path).run(spec, evenly_spaced(), tmp_path / "trial")
+        result = TemplateClient(server.socket_path).run(tiny_spec(), evenly_spaced(), tmp_path / "trial")
     assert result.status == "ok", result.reason
     return medians(result.requests_path)
 
@@ -118,8 +116,7 @@ def test_two_gpus(shape: tuple[str, str], tmp_path: Path) -> None:
 
 @pytest.mark.matrix
 def test_a_killed_worker_ends_the_trial_soon_and_leaves_nothing(tmp_path: Path) -> None:
-    model, host = ModelShape("tiny", TINY), HostSpec("h200_xeon")
-    spec = DeploymentSpec("vllm", model, "h200", host, pipeline_parallel_size=2)
+    spec = tiny_spec(pipeline_parallel_size=2)
     killed_at: list[float] = []
 
     def kill_a_worker() -> None:

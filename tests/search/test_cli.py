@@ -70,7 +70,22 @@ REFUSALS = [
     (["+model=llama7b", "search.algorithm=x"], "accepted: grid, random, tpe, nsga2"),
     (["+model=llama7b", "search.num_trials=0"], "accepted: an integer >= 1"),
     (["+model=llama7b", "search=tpe", "search.num_trials=null"], "accepted by this algorithm"),
-    (["+model=llama7b", "search_space=x"], "unknown search space 'x'; accepted: default, scheduler"),
+    (["+model=llama7b", "search_space=x"], "unknown search space 'x'; accepted: default, routing"),
+    (["+model=llama7b", "knobs.replicas=2"], "replicas=2 needs knob routing; accepted: random, round_robin"),
+    (
+        ["+model=llama7b", "knobs.routing=random"],
+        "knob routing needs knob replicas; accepted: an integer >= 2",
+    ),
+    (
+        ["+model=llama7b", "knobs.replicas=2", "knobs.routing=fastest"],
+        "routing='fastest': accepted: random, round_robin, cache_aware, power_of_two, consistent_hash, "
+        "sticky_least_loaded, data_parallel",
+    ),
+    (
+        ["+model=llama7b", "knobs.replicas=2", "knobs.routing=random", "deployment=inprocess"],
+        "deployment=inprocess has one replica; accepted for more: auto, processes",
+    ),
+    (["+model=llama7b", "deployment=x"], "unknown deployment 'x'; accepted: auto, inprocess, processes"),
     (["+model=llama7b", "search_space=scheduler"], "accepted by search=grid: a list"),
     (["+model=llama7b", "host=x", "host.mode=table"], "unknown host.name 'x'; accepted: "),
     (["+model=llama7b", "host.mode=x"], "accepted: table, measured, free"),

@@ -1,0 +1,104 @@
+"""Replicas of vLLM behind the real routers, in one domain of virtual time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import count, cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from revati.deployment import processes
+from revati.spec import DeploymentSpec, HostSpec, ModelShape
+from revati.workload import FixedLengths, Sessions, SharedPrefixes, Workload
+from tests.deployment.test_serve import TINY
+
+pytest.importorskip("vllm")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+BLOCK = 16  # tokens of a KV-cache block
+PREFIX, OWN, OUTPUT = 1024, 40, 8
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[processes.TemplateClient]:
+    with processes.TemplateServer(tmp_path_factory.mktemp("servers")) as server:
+        yield processes.TemplateClient(server.socket_path)
+    assert not [child for child in psutil.Process().children(recursive=True) if "revati" in child.name()]
+    assert not list(Path("/dev/shm").glob(f"revati-domain-{os.getpid()}-*"))
+
+
+def spec(**changes: Any) -> DeploymentSpec:
+    model, host = ModelShape("tiny", TINY), HostSpec("h200_xeon")
+    return DeploymentSpec("vllm", model, "h200", host, **{"replicas": 2, "routing": "round_robin", **changes})
+
+
+def one_at_a_time(**parts: Any) -> Workload:
+    """Requests so far apart that no two of them meet."""
+    workload = Workload.from_poisson(
+        "w", request_rate_per_s=1.0, num_requests=40, lengths=FixedLengths(OWN, OUTPUT), seed=5, **parts
+    )
+    return Workload(
+        "w", np.arange(len(workload)) * 1.0, workload.prompt_tokens, workload.output_tokens, workload.sharing
+    )
+
+
+def requests_of(
+    client: processes.TemplateClient, deployment: DeploymentSpec, workload: Workload, folder: Path
+) -> pd.DataFrame:
+    result = client.run(deployment, workload, folder)
+    assert result.status == "ok", result.reason
+    assert result.kv_cache_blocks > 0
+    assert sum(result.provenance[f"gpu_time_share_{kind}"] for kind in ("measured", "interpolated")) > 0
+    table = pq.read_table(result.requests_path).to_pandas()
+    assert [len(times) for times in table.token_times_us] == workload.output_tokens.tolist()
+    return table
+
+
+def test_round_robin_computes_a_prefix_on_every_replica(
+    client: processes.TemplateClient, tmp_path: Path
+) -> None:
+    workload = one_at_a_time(prefixes=SharedPrefixes(groups=5, tokens=PREFIX))
+    table = requests_of(client, spec(), workload, tmp_path)
+    assert workload.sharing is not None
+    seen, expected = set(), []
+    for group, replica in zip(workload.sharing.prefix_group.tolist(), cycle((0, 1)), strict=False):
+        expected.append(PREFIX if (group, replica) in seen else 0)
+        seen.add((group, replica))
+    assert table.cached_tokens.tolist() == expected
+    cold, warm = table.ttft_s[table.cached_tokens == 0], table.ttft_s[table.cached_tokens > 0]
+    assert warm.max() < cold.min()
+    # Nothing of the machine is in these times.
+    assert np.ptp(table.e2e_s - table.ttft_s) < 1e-5
+
+
+def test_cache_aware_computes_a_prefix_once(client: processes.TemplateClient, tmp_path: Path) -> None:
+    workload = one_at_a_time(prefixes=SharedPrefixes(groups=5, tokens=PREFIX))
+    table = requests_of(client, spec(routing="cache_aware"), workload, tmp_path)
+    assert workload.sharing is not None
+    first = pd.Series(workload.sharing.prefix_group).duplicated()
+    assert (table.cached_tokens == np.where(first, PREFIX, 0)).all(), "nothing stays from the trial before"
+
+
+def test_turns_find_what_was_said_before(client: processes.TemplateClient, tmp_path: Path) -> None:
+    """Also the answers: clients send back the very tokens that the emulated model has sampled."""
+    workload = Workload.from_poisson(
+        "w", request_rate_per_s=2.0, num_requests=24, lengths=FixedLengths(OWN, 30), seed=5,
+        sessions=Sessions(turns=4, think_time_s=1.0),
+    )  # fmt: skip
+    table = requests_of(client, spec(routing="consistent_hash"), workload, tmp_path)
+    assert workload.sharing is not None
+    following = workload.sharing.next_turn()
+    for turn, later in zip(count(), following.tolist(), strict=False):
+        if later < 0:
+            continue
+        computed = workload.prompt_tokens[turn] + workload.output_tokens[turn] - 1
+        assert table.cached_tokens[later] == computed // BLOCK * BLOCK
+        answered_s = table.arrival_s[turn] + table.e2e_s[turn]
+        assert table.arrival_s[later] == pytest.approx(answered_s + workload.sharing.think_s[later], abs=1e-6)
