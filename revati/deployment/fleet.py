@@ -24,7 +24,7 @@ from subprocess import Popen
 from typing import Any
 
 from revati.deployment.domain_run import Commands, Failure, open_domain
-from revati.deployment.routers import POLICIES, router_options
+from revati.deployment.routers import router_arguments
 from revati.deployment.wire import TrialRequest, TrialResult
 from revati.engines.base import InfeasibleError
 from revati.engines.common import served_model_folder
@@ -95,15 +95,19 @@ class Fleet:
         self._domain.end()
 
     def _start_servers(self, spec: DeploymentSpec, count: int) -> None:
-        """Start as many servers as are missing, side by side."""
-        new = [free_port() for _ in range(len(self._urls), count)]
-        if not new:
-            return
+        """Start as many servers as are missing."""
+        if not self._urls:
+            self._start_together(spec, 1)  # fills the compile caches for all others
+        if len(self._urls) < count:
+            self._start_together(spec, count - len(self._urls))
+
+    def _start_together(self, spec: DeploymentSpec, count: int) -> None:
         gpus = spec.num_gpus if spec.routing == DATA_PARALLEL else spec.num_gpus // spec.replicas
         base = emulated_environment(load_gpu(spec.gpu), gpus, os.environ)
         refusal = self._folder / "refusal.txt"
         refusal.unlink(missing_ok=True)
-        for port in new:
+        for _ in range(count):
+            port = free_port()
             program = self._engine.server_program(spec, self._model_folder, port)
             environment = {
                 **base,
@@ -115,9 +119,8 @@ class Fleet:
             with (self._folder / f"server_{len(self._urls)}.log").open("ab") as log:
                 self._commands.start(program.command, environment, log)
             self._urls.append(f"http://{_HOST}:{port}")
-        urls = self._urls[-len(new) :]
         with (self._folder / "start.log").open("ab") as log:
-            waiter = self._start_module("revati.deployment.await_servers", urls, log)
+            waiter = self._start_module("revati.deployment.await_servers", self._urls[-count:], log)
             try:
                 status = self._commands.wait_for(waiter)
             except Failure as failure:
@@ -127,10 +130,9 @@ class Fleet:
         if status:
             raise Failure(f"waiting for servers ended with status {status}; logs: {self._folder}")
 
-    def _start_router(self, policy: str, urls: Sequence[str], log: Any) -> tuple[Popen[Any], str]:
+    def _start_router(self, routing: str, urls: Sequence[str], log: Any) -> tuple[Popen[Any], str]:
         port = free_port()
-        command = [str(interpreter(ROUTERS)), "-m", POLICIES[policy].module]
-        command += router_options(policy, urls, _HOST, port)
+        command = [str(interpreter(ROUTERS)), *router_arguments(routing, urls, _HOST, port)]
         command += ["--prometheus-host", _HOST, "--prometheus-port", str(free_port()), "--log-level", "error"]
         return self._commands.start(command, os.environ, log), f"http://{_HOST}:{port}"
 

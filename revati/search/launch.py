@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from revati.deployment.routers import POLICIES, router_options
+from revati.deployment.routers import POLICIES, router_arguments
 from revati.spec import DeploymentSpec
 
 _FIRST_PORT = 8001  # of the replicas behind a router
@@ -21,13 +21,13 @@ def launch_script(spec: DeploymentSpec, served: str, environment: Mapping[str, s
         served: what the engine loads: a Hugging Face id or a folder with the weights.
         environment: variables that the emulation assumed.
     """
-    router = POLICIES.get(spec.routing)
+    policy = POLICIES.get(spec.routing)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())]
     head = [
         "#!/bin/sh",
         f"# Recommended by Revati: {spec.model.name} on {spec.num_gpus} x {spec.gpu}.",
         "# Weights, tokenizer and access to them are yours to have.",
-        *([f"# The router: pip install {router.package}=={router.version}"] if router else []),
+        *([f"# The router: pip install {policy.router.package}=={policy.router.version}"] if policy else []),
         *exports,
     ]
     first, *others = commands(spec, served)
@@ -51,8 +51,7 @@ def commands(spec: DeploymentSpec, served: str) -> list[str]:
     The servers' GPUs are numbered as if one machine had them all.
     """
     server: list[str] = _settings(spec.engine).serve_command(spec, served)
-    router = POLICIES.get(spec.routing)
-    if router is None:
+    if spec.routing not in POLICIES:
         return [shlex.join(server)]
     gpus = spec.num_gpus // spec.replicas
     ports = range(_FIRST_PORT, _FIRST_PORT + spec.replicas)
@@ -61,8 +60,8 @@ def commands(spec: DeploymentSpec, served: str) -> list[str]:
         visible = ",".join(map(str, range(number * gpus, (number + 1) * gpus)))
         lines.append(f"CUDA_VISIBLE_DEVICES={visible} {shlex.join([*server, '--port', str(port)])}")
     urls = [f"http://127.0.0.1:{port}" for port in ports]
-    words = ["python", "-m", router.module, *router_options(spec.routing, urls, "0.0.0.0", _ENTRY_PORT)]
-    return [*lines, shlex.join(words)]
+    router = router_arguments(spec.routing, urls, "0.0.0.0", _ENTRY_PORT)
+    return [*lines, shlex.join(["python", *router])]
 
 
 def _settings(engine: str) -> Any:

@@ -79,7 +79,7 @@ REFUSALS = [
     (
         ["+model=llama7b", "knobs.replicas=2", "knobs.routing=fastest"],
         "routing='fastest': accepted: random, round_robin, cache_aware, power_of_two, consistent_hash, "
-        "sticky_least_loaded, data_parallel",
+        "sticky_least_loaded, sglang_power_of_two, data_parallel",
     ),
     (
         ["+model=llama7b", "knobs.replicas=2", "knobs.routing=random", "deployment=inprocess"],

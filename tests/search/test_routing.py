@@ -128,7 +128,7 @@ def test_vllm_router_has_the_policies_that_the_other_lacks() -> None:
     spec = PROBLEM.spec({"replicas": 2, "routing": "consistent_hash"})
     assert commands(spec, "x")[-1].startswith("python -m vllm_router.launch_router --policy consistent_hash ")
     assert "# The router: pip install vllm-router==0.1.17\n" in launch_script(spec, "x", {})
-    assert {POLICIES[name].package for name in ("random", "cache_aware")} == {"sglang-router"}
+    assert {POLICIES[name].router.package for name in ("random", "cache_aware")} == {"sglang-router"}
 
 
 def test_the_launch_script_starts_all_and_ends_all(tmp_path: Path) -> None:
