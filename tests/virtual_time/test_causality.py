@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from revati.virtual_time.domain import Domain
-from tests.virtual_time.members import PROGRAMS, Members
+from tests.virtual_time.members import PROGRAMS, Members, line_of
 
 
 def exchange(processes: int, messages: int, load: int = 0, **options: Any) -> dict[str, float]:
@@ -54,6 +54,38 @@ def test_the_checker_sees_jumps_past_messages_in_flight(monkeypatch: pytest.Monk
     monkeypatch.setenv("REVATI_TEST_BREAK", "scan")
     report = exchange(processes=16, messages=4800, load=1)
     assert report["worst_late_us"] > 1000
+
+
+LISTENER = """
+import selectors, socket
+with socket.create_server(("127.0.0.1", 0)) as listener, selectors.DefaultSelector() as selector:
+    print(listener.getsockname()[1], flush=True)
+    selector.register(listener, selectors.EVENT_READ)
+    left = 30
+    while left:
+        if selector.select(0.1):  # like a server that also has timers
+            connection, _ = listener.accept()
+            connection.sendall(b"hello")
+            connection.close()
+            left -= 1
+"""
+CALLER = """
+import socket, time
+for _ in range(30):
+    time.sleep(0.017)
+    begin = time.monotonic()
+    with socket.create_connection(("127.0.0.1", {port})) as connection:
+        connection.recv(5)
+    print(time.monotonic() - begin)
+"""
+
+
+def test_a_connection_is_accepted_when_it_is_made(members: Members) -> None:
+    server = members.start(LISTENER)
+    client = members.start(CALLER.format(port=int(line_of(server))))
+    assert members.domain.wait([server, client], 30) == [0, 0]
+    assert client.stdout
+    assert [float(line) for line in client.stdout] == [0] * 30
 
 
 CHILDREN = 20

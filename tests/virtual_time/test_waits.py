@@ -87,6 +87,32 @@ print(max(until(2, a) for a in (lambda: None, os.sched_yield, lambda: time.sleep
     assert float(late_s) < 1e-3
 
 
+def test_messages_through_shared_memory_come_when_they_are_written(members: Members) -> None:
+    ping_pong = """
+import ctypes, mmap, os, time
+charge = ctypes.CDLL(None).revati_charge
+memory = mmap.mmap(-1, 4096)
+def wait(index, value):
+    while memory[index] != value:
+        os.sched_yield()
+if os.fork() == 0:
+    for value in range(1, 201):
+        wait(0, value)
+        charge(ctypes.c_int64(700_000))
+        memory[1] = value
+    os._exit(0)
+begin = time.monotonic()
+for value in range(1, 201):
+    charge(ctypes.c_int64(300_000))
+    memory[0] = value
+    charge(ctypes.c_int64(100_000))  # after the message: it doesn't delay it
+    wait(1, value)
+print(time.monotonic() - begin)
+"""
+    (seconds,) = members.run(ping_pong)
+    assert float(seconds) == pytest.approx(0.2, rel=0.005)
+
+
 def test_idle_event_loops_of_listed_libraries_are_cheap() -> None:
     """A loop that waits 10 ms at a time for descriptors, like gloo's, costs an hour's silence little."""
     looping = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.engine import EngineCoreRequestType
@@ -89,14 +90,22 @@ class EmulatedCore:
 
 def prepare(process: EmulatedProcess) -> None:
     """Make every engine core of this process an emulated one."""
-    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.engine.core import EngineCore, EngineCoreProc
 
-    initialise = telling_refusals(EngineCore.__init__)
+    lock = threading.Lock()
 
-    @functools.wraps(initialise)
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        initialise(self, *args, **kwargs)
-        if hasattr(self, "input_queue"):  # a process of its own; its I/O threads start after this
-            EmulatedCore(self, process)
+    def in_emulated_core(run: Any) -> Any:
+        @functools.wraps(run)
+        def started(self: Any, *args: Any, **kwargs: Any) -> None:
+            with lock:
+                if not hasattr(self, "_emulated"):
+                    self._emulated = EmulatedCore(self, process)
+            run(self, *args, **kwargs)
 
-    EngineCore.__init__ = init
+        return started
+
+    EngineCore._initialize_kv_caches = telling_refusals(EngineCore._initialize_kv_caches)
+    # A spawned core loads plug-ins in its constructor, too late to replace it.  The threads of its
+    # sockets start when it is complete, and the core waits for them.
+    for thread in ("process_input_sockets", "process_output_sockets"):
+        setattr(EngineCoreProc, thread, in_emulated_core(getattr(EngineCoreProc, thread)))

@@ -20,12 +20,12 @@ void clock_wait_until(ns_t when) {
   wait(thread, Kind::kTimer, when, "GPU completion");
 }
 
-// Host time passes for the calling thread; whoever is due meanwhile runs before it returns.
+void clock_spend(ns_t ns) {
+  if (active()) advance(ns);
+}
+
 void clock_charge(ns_t ns) {
-  Thread *thread = active();
-  if (!thread) return;
-  advance(ns);
-  sync(thread);
+  if (Thread *thread = active()) charge(thread, ns);
 }
 
 void clock_exclude_cpu(bool exclude) {
@@ -42,7 +42,7 @@ using namespace revati::domain;
 
 // Null outside a domain.
 REVATI_API const revati::DomainClock *revati_domain_clock() {
-  static const revati::DomainClock clock{clock_now, clock_wait_until, clock_charge, clock_exclude_cpu};
+  static const revati::DomainClock clock{clock_now, clock_wait_until, clock_spend, clock_charge, clock_exclude_cpu};
   join();  // our constructor may still be to come
   return segment ? &clock : nullptr;
 }

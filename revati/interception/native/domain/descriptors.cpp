@@ -369,19 +369,7 @@ REVATI_API int socket(int family, int type, int protocol) noexcept {
   return file;
 }
 
+// With the token even if it waits: what the other side sees must not come while we count as waiting already.
 REVATI_API int connect(int file, const sockaddr *address, socklen_t length) {
-  Thread *thread = active();
-  if (!thread || nonblocking(file, 0))
-    return effect([&] { return REAL(connect)(file, address, length); });
-  sync(thread);
-  Guard guard;
-  sent(thread);
-  progress(thread);
-  if (!block(thread, Kind::kKernel, kNever, "connect", file)) return fail(EINTR);
-  const int result = REAL(connect)(file, address, length);
-  const int error = errno;
-  segment->in_doubt = 2;
-  arrive(thread);
-  errno = error;
-  return result;
+  return effect([&] { return REAL(connect)(file, address, length); });
 }

@@ -56,33 +56,6 @@ void end(const std::string &reason) {
 
 bool process_alive(int pid) { return alive(pid, pid); }
 
-std::string describe_slot(int index) {
-  const Domain &d = *segment;
-  const Slot &slot = d.slots[index];
-  static const char *const states[] = {"free", "ready", "running", "blocked", "leaving", "real-time"};
-  char line[400], deadline[48] = "";
-  if (slot.state == State::kBlocked && d.key[index] < kNever)
-    snprintf(deadline, sizeof deadline, " until %.6f s", d.key[index] * 1e-9);
-  const int letter = slot.claimed ? state_letter(slot.pid, slot.tid) : '-';
-  snprintf(line, sizeof line, "  pid %d tid %d %-15s %-9s%s in %s(%#lx)%s; its time %.6f s; for %.1f s; kernel state %c; %lu grants\n",
-           slot.pid, slot.tid, slot.claimed ? slot.name : "(not started)", states[static_cast<int>(slot.state.load())],
-           d.token == index ? ", has the token" : "", slot.call, static_cast<unsigned long>(slot.object), deadline,
-           slot.time * 1e-9, (real_now_ns() - slot.since_real_ns) * 1e-9, letter ? letter : '?',
-           static_cast<unsigned long>(slot.grants));
-  return line;
-}
-
-std::string describe() {
-  const Domain &d = *segment;
-  char head[160];
-  snprintf(head, sizeof head, "virtual time %.6f s, %lu grants, token: %s\n", d.now * 1e-9,
-           static_cast<unsigned long>(d.counters.grants.load()), d.token == kNobody ? "nobody" : "held");
-  std::string text = head;
-  for (int i = 0; i < d.high; ++i)
-    if (d.slots[i].state != State::kFree) text += describe_slot(i);
-  return text;
-}
-
 // How a dead process ended, as waitpid tells: from the zombie, or (Linux 6.15) from the pidfd of one reaped.
 bool find_exit_status(int pid, int pidfd, int &status) {
   char path[64], text[1024];
@@ -346,6 +319,7 @@ REVATI_API int revati_domain_create(const char *path, int64_t skew_ns, double cp
   d.token = kNobody;
   d.duty = kNobody;
   d.next_key = kNever;
+  d.stirred = kNever;
   std::fill(d.key, d.key + kSlots, kNever);
   const char *broken = getenv("REVATI_TEST_BREAK");  // tests only: the checkers must see it
   d.break_scan = broken && !strcmp(broken, "scan");

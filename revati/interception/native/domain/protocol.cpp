@@ -20,8 +20,10 @@ __thread Thread self;
 
 namespace {
 
-constexpr ns_t kLongJump = 1000000;
-constexpr ns_t kSpinQuantum = 50000;
+constexpr ns_t kLongJump = 1000000, kTracedJump = 1000000000;
+// A loop may also wait for a moment, which only its own looking at a clock would tell.
+constexpr ns_t kSpinQuantum = 50000, kLongSpinQuantum = 500000;
+constexpr int kSpinShare = 64;  // of the time that it has spun already
 // Until what is in flight has arrived, or is asleep: a few µs on a free core; else our core may be what it needs.
 constexpr int kSpinRounds = 2, kYieldRounds = 6;
 constexpr int64_t kRealSecond = 1000000000;
@@ -69,6 +71,26 @@ bool await_grant(bool interruptible = false) {
   }
   resume();
   return true;
+}
+
+// Lock held; before the token is given up: spinning threads look again, at the time of what they may see.
+void stir(ns_t when) {
+  if (segment->spinners.load(std::memory_order_relaxed)) segment->stirred = std::min(segment->stirred, when);
+}
+
+void wake_spinners() {
+  Domain &d = *segment;
+  if (d.stirred >= kNever) return;
+  bool any = false;
+  for (int i = 0; i < d.high; ++i) {
+    Slot &slot = d.slots[i];
+    if (slot.state != State::kBlocked || slot.kind != Kind::kSpin) continue;
+    any = true;
+    const ns_t when = std::max(slot.time, d.stirred);
+    if (when < d.key[i]) set_key(i, when);
+  }
+  d.stirred = kNever;
+  d.spinners = any;
 }
 
 void become_ready(ns_t when) {  // lock held
@@ -214,6 +236,7 @@ void pick() {
   Domain &d = *segment;
   if (d.token != kNobody) return;
   d.duty = kNobody;
+  wake_spinners();
   const int index = search();
   if (index == kNobody) return;
   const ns_t key = d.key[index];
@@ -241,6 +264,7 @@ void pick() {
         return;
       }
     }
+    if (key > d.now + kTracedJump) trace_jump(d.now, key);
     d.checked = key;
     d.counters.jumps.fetch_add(1, std::memory_order_relaxed);
   }
@@ -293,7 +317,7 @@ Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, bool in
   Slot &slot = *thread->slot;
   Guard guard;
   if (thread->real_time || !domain) return wait_in_real_time(deadline);
-  if (kind == Kind::kTimer) {
+  if (kind == Kind::kTimer || kind == Kind::kSpin) {
     const ns_t current = local_now();
     if (deadline <= current && d.next_key > current) return Outcome::kTimedOut;
     if (deadline < d.next_key && d.in_doubt == 0 && !d.unhooked && slot.state == State::kRunning) {
@@ -313,6 +337,8 @@ Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, bool in
     return Outcome::kWoken;
   }
   publish();
+  if (kind == Kind::kSpin) d.spinners = 1;
+  else stir(self.base);
   set_call(slot, call, kind == Kind::kQueue ? slot.object : 0);
   slot.woken = 0;
   slot.word.store(0);
@@ -380,8 +406,10 @@ bool block(Thread *thread, Kind kind, ns_t deadline, const char *call, uint64_t 
   Slot &slot = *thread->slot;
   lock();
   publish();
+  stir(self.base);
   set_call(slot, call, object);
   slot.woken = 0;
+  slot.entering.store(1);
   slot.arrived.store(0);
   slot.word.store(0);
   slot.running.store(0);
@@ -393,6 +421,7 @@ bool block(Thread *thread, Kind kind, ns_t deadline, const char *call, uint64_t 
   pick();
   unlock();
   settle(thread->index);
+  slot.entering.store(0, std::memory_order_release);
   if (slot.state == State::kRunning) {  // the deadline is what comes next
     resume();
     return false;
@@ -419,15 +448,13 @@ bool arrive(Thread *thread) {
 
 // ---- effects and observations ----
 
-void sync(Thread *thread) {
-  Domain &d = *segment;
-  const ns_t current = local_now();
-  if (current <= d.next_key.load(std::memory_order_relaxed) + d.skew &&
-      ((d.in_doubt.load(std::memory_order_relaxed) == 0 && !d.unhooked) || current <= d.checked + d.skew))
-    return;
+namespace {
+
+void give_turn(Thread *thread, ns_t stirred) {
   Guard guard;
   lock();
   publish();
+  stir(stirred);
   give_up_token();
   become_ready(thread->base);
   set_call(*thread->slot, "its turn", 0);
@@ -435,6 +462,27 @@ void sync(Thread *thread) {
   unlock();
   settle(thread->index);
   await_grant();
+}
+
+// Nobody is due before the calling thread's time, nor under way to be.
+bool first() {
+  const Domain &d = *segment;
+  const ns_t current = local_now();
+  return current <= d.next_key.load(std::memory_order_relaxed) + d.skew &&
+         ((d.in_doubt.load(std::memory_order_relaxed) == 0 && !d.unhooked) || current <= d.checked + d.skew);
+}
+
+}  // namespace
+
+void sync(Thread *thread) {
+  if (!first()) give_turn(thread, kNever);
+}
+
+void charge(Thread *thread, ns_t ns) {
+  const ns_t before = local_now();
+  progress(thread);
+  advance(ns);
+  if (segment->spinners.load(std::memory_order_relaxed) || !first()) give_turn(thread, before);
 }
 
 void sent(Thread *) {
@@ -454,8 +502,11 @@ void observed(Thread *) {
 
 void spin(Thread *thread, const char *call) {
   const int spins = ++thread->spins;
-  const ns_t quantum = spins <= 4 ? 0 : std::min(kSpinQuantum, ns_t{1000} << std::min(6, (spins - 4) / 8));
-  wait(thread, Kind::kTimer, local_now() + quantum, call);
+  const ns_t now = local_now();
+  if (spins == 1) thread->spins_since = now;
+  const ns_t ramp = spins <= 4 ? 0 : std::min(kSpinQuantum, ns_t{1000} << std::min(6, (spins - 4) / 8));
+  const ns_t share = std::min(kLongSpinQuantum, (now - thread->spins_since) / kSpinShare);
+  wait(thread, spins <= 4 ? Kind::kTimer : Kind::kSpin, now + std::max(ramp, share), call);
 }
 
 // ---- slots ----

@@ -1,5 +1,7 @@
 // The domain's protocol, as the hooks use it.
 #pragma once
+#include <string>
+
 #include "shared.h"
 
 namespace revati::domain {
@@ -15,6 +17,7 @@ struct Thread {
   bool gone = false;         // after its exit from the domain
   bool signalled = false;    // the wake signal's handler ran
   int spins = 0, clock_reads = 0;
+  ns_t spins_since = 0;
   int idle_waits = 0;        // for descriptors, that timed out one after another with no other call between
   int idle_before = 0;       // ... when the current call began
   ns_t idle_period = 0;      // their timeout
@@ -41,6 +44,8 @@ void advance(ns_t ns);       // charge the calling thread
 
 // Before an effect that others see: lets those that are due earlier run first.
 void sync(Thread *thread);
+// Charges the calling thread; what it did before, others see before it goes on.
+void charge(Thread *thread, ns_t ns);
 // An effect that the kernel delivers: its receivers count as in flight until they are seen asleep.
 void sent(Thread *thread);
 // After something that others did was observed: local time is at least its time.
@@ -79,6 +84,9 @@ int state_letter(int pid, int tid);              // of /proc/<pid>/task/<tid>/st
 void grant(int index);
 int search();                                    // the slot with the earliest key
 void set_key(int index, ns_t key);
+
+std::string describe();                          // who waits for what, a line per thread
+void trace_jump(ns_t from, ns_t to);             // appends that to the file REVATI_DOMAIN_TRACE, if set
 
 int64_t real_now_ns();
 bool matches(const char *patterns, const char *name);  // comma-separated glob patterns

@@ -77,15 +77,16 @@ bool asleep(int index) {
   return true;
 }
 
-// The flag comes last: a thread that was asleep in its call when it was looked at, and that has set its flag
-// since, is on its way; one that sleeps on the domain's lock has set it before.
+// A thread that sleeps on its way into the call would not hear of a message yet.  The flag of arrival comes last: a
+// thread that was asleep in its call when it was looked at, and that has set its flag since, is on its way; one that
+// sleeps on the domain's lock has set it before.
 bool flying(int index) {
   const Slot &slot = segment->slots[index];
   if (index == self.index && process_id) return false;
   segment->counters.scanned.fetch_add(1, std::memory_order_relaxed);
   if (slot.state == State::kLeaving) return alive(slot.pid, slot.tid);
   if (slot.state != State::kBlocked || (slot.kind < Kind::kKernel && !slot.signalled)) return false;
-  return !asleep(index) || slot.arrived.load(std::memory_order_acquire);
+  return slot.entering.load(std::memory_order_acquire) || !asleep(index) || slot.arrived.load(std::memory_order_acquire);
 }
 
 }  // namespace
@@ -115,7 +116,7 @@ void settle_edges() {
       Slot &slot = d.slots[i];
       if (i == self.index || slot.state != State::kBlocked || slot.kind != Kind::kEdge) break;
       lock();
-      const bool settled = slot.state != State::kBlocked || asleep(i) || slot.arrived;
+      const bool settled = slot.state != State::kBlocked || (!slot.entering && asleep(i)) || slot.arrived;
       unlock();
       if (settled) break;
       const timespec pause{0, 20000};

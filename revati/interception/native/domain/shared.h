@@ -32,6 +32,7 @@ enum class State : int32_t {
 enum class Kind : int32_t {
   kTimer = 0,    // nobody: never looked at by scans
   kQueue,        // a hooked waker: likewise
+  kSpin,         // a loop that looks again and again: whoever has run may have given it what it looks for
   kKernel,       // the kernel (descriptors, children, locks between processes): scanned before jumps
   kEdge,         // likewise, by a wake that is lost on who is not asleep yet (shared futexes, pause)
   kSignalled,    // the kernel, in a wait that the domain ends by a signal: scanned
@@ -41,6 +42,7 @@ enum class Kind : int32_t {
 struct alignas(64) Slot {
   std::atomic<State> state;
   std::atomic<uint32_t> word;      // futex: 1 = go on
+  std::atomic<uint32_t> entering;  // blocked, but not in its system call yet
   std::atomic<uint32_t> arrived;   // back from the kernel, before it takes the lock
   std::atomic<uint32_t> running;   // has seen its grant
   Kind kind;
@@ -85,6 +87,8 @@ struct Domain {
   std::atomic<ns_t> next_key;      // the earliest key of all but the token's holder
   std::atomic<int32_t> in_doubt;   // scans owed before a jump: 2 after a send, 1 after one scan
   std::atomic<int32_t> unhooked;   // somebody waits where no hook sees it: every jump needs a scan
+  std::atomic<int32_t> spinners;   // there may be spinning threads
+  ns_t stirred;                    // at this time something may have changed for them; kNever: they know
   ns_t checked;                    // time of the last jump that found nothing in flight
   std::atomic<int32_t> duty;       // who retries a jump that found something in flight
   int32_t suspect;                 // the slot that it found
