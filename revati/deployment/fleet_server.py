@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +23,7 @@ _END_S = 30.0  # for a fleet's servers to end by themselves
 class _Fleet:
     """A fleet's process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.users = 0  # trials that run on it or wait for it
         self._turn = threading.Lock()
@@ -29,6 +31,7 @@ class _Fleet:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "revati.deployment.fleet", str(folder)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+                env=environment,
             )  # fmt: skip
 
     def run(self, line: bytes) -> bytes:
@@ -68,6 +71,8 @@ class FleetServer:
         self._listener = socket.socket(socket.AF_UNIX)
         self._lock = threading.Lock()
         self._fleets: dict[str, _Fleet] = {}
+        # What is added later marks processes of others, which end before ours (see `leftovers`).
+        self._environment = dict(os.environ)
 
     def __enter__(self) -> FleetServer:
         self._listener.bind(str(self.socket_path))
@@ -128,7 +133,7 @@ class FleetServer:
                 if not idle.usable or (other != key and not idle.users):
                     self._fleets.pop(other).close()
             if key not in self._fleets:
-                self._fleets[key] = _Fleet(self._folder(key))
+                self._fleets[key] = _Fleet(self._folder(key), self._environment)
             self._fleets[key].users += 1
             return self._fleets[key]
 

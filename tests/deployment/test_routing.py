@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from itertools import count, cycle
 from pathlib import Path
@@ -30,8 +29,10 @@ PREFIX, OWN, OUTPUT = 1024, 40, 8
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[processes.TemplateClient]:
     with processes.TemplateServer(tmp_path_factory.mktemp("servers")) as server:
         yield processes.TemplateClient(server.socket_path)
-    assert not [child for child in psutil.Process().children(recursive=True) if "revati" in child.name()]
-    assert not list(Path("/dev/shm").glob(f"revati-domain-{os.getpid()}-*"))
+        left = psutil.Process().children(recursive=True)
+        assert len(left) > 4, "a launcher, a monitor, and two servers with an engine each"
+    assert not [process for process in left if process.is_running()]
+    assert not [file for process in left for file in Path("/dev/shm").glob(f"revati-domain-{process.pid}-*")]
 
 
 def spec(**changes: Any) -> DeploymentSpec:
