@@ -68,9 +68,9 @@ def test_turns_and_prefixes_are_found_in_the_radix_cache(
     )  # fmt: skip
     result = client.run(make_spec(engine="sglang", engine_args=FEW_GRAPHS), workload, tmp_path)
     assert result.status == "ok", result.reason
-    assert pq.read_table(result.requests_path)["cached_tokens"].to_pylist() == cached_tokens(
-        workload, block=1
-    )
+    # Overlapped scheduling has launched one more step before it sees that an answer is complete.
+    expected = cached_tokens(workload, block=1, left_out=0)
+    assert pq.read_table(result.requests_path)["cached_tokens"].to_pylist() == expected
 
 
 def test_decodes_replay_full_graphs_and_prefills_piecewise_ones(
