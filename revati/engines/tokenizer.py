@@ -14,10 +14,14 @@ from typing import Any
 _CHARACTERS = string.ascii_lowercase + string.ascii_uppercase + string.digits
 _LENGTH = 3
 _LARGEST_VOCABULARY = len(_CHARACTERS) ** _LENGTH
+# Token 0. Servers refuse texts that are longer than their context in the longest words; spaces count.
+_UNKNOWN = "<unknown>"
 
 
 def word(token_id: int) -> str:
     """The text of one token."""
+    if token_id == 0:
+        return _UNKNOWN
     characters = ""
     for _ in range(_LENGTH):
         token_id, digit = divmod(token_id, len(_CHARACTERS))
@@ -50,9 +54,9 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
         "model": {
             "type": "WordLevel",
             "vocab": {word(token_id): token_id for token_id in range(vocab_size)},
-            "unk_token": word(0),
+            "unk_token": _UNKNOWN,
         },
     }
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": word(0)}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": _UNKNOWN}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

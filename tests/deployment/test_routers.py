@@ -71,8 +71,10 @@ def test_refusals_and_other_tokenizers_are_errors(url: str, monkeypatch: pytest.
 def test_words_stand_for_tokens() -> None:
     words = [word(token_id) for token_id in range(50_000)]
     assert len(set(words)) == len(words)
-    assert {len(text) for text in words} == {3}
-    assert text_of([0, 61, 62]) == "aaa 9aa aba"
+    assert {len(text) for text in words[1:]} == {3}
+    assert text_of([1, 61, 62]) == "baa 9aa aba"
+    # vLLM refuses texts longer than its context in tokens of the longest word.
+    assert len(text_of([1] * 4096)) < 4096 * max(map(len, words))
 
 
 # A client in the domain: [at_s, prompt token ids, output tokens, session] each; prints what came of them.
