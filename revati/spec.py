@@ -169,12 +169,15 @@ class DeploymentSpec:
     def num_gpus(self) -> int:
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.replicas
 
-    def engine_key(self, scheduler_knobs: Iterable[str] = SCHEDULER_KNOBS) -> str:
-        """Digest of all that a warmed engine cannot change; equal keys can share one template.
+    def engine_key(self, scheduler_knobs: Iterable[str] | None = None) -> str:
+        """Digest of all that a started engine cannot change; equal keys can share one.
 
         Args:
-            scheduler_knobs: engine arguments that a forked trial may still change.
+            scheduler_knobs: engine arguments that a trial may still change; None: `SCHEDULER_KNOBS` of one
+                replica, which is forked, and nothing of several, which are processes of their own.
         """
+        if scheduler_knobs is None:
+            scheduler_knobs = SCHEDULER_KNOBS if self.replicas == 1 else ()
         late = set(scheduler_knobs)
         early = {name: value for name, value in self.engine_args.items() if name not in late}
         # One template is one engine: how many of them a deployment has does not matter to it.

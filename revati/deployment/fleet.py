@@ -43,7 +43,7 @@ _POLL_S = 0.5
 def fleet_key(spec: DeploymentSpec) -> str:
     """Deployments of one key can be served by one fleet."""
     balanced = f"_{spec.routing}{spec.replicas}" if spec.routing == DATA_PARALLEL else ""
-    return spec.engine_key(scheduler_knobs=()) + balanced
+    return spec.engine_key() + balanced
 
 
 class Fleet:

@@ -23,13 +23,13 @@ _END_S = 30.0  # for a fleet's servers to end by themselves
 class _Fleet:
     """A fleet's process."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, launcher: str, folder: Path, environment: Mapping[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.users = 0  # trials that run on it or wait for it
         self._turn = threading.Lock()
         with (folder / "fleet.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "revati.deployment.fleet", str(folder)],
+                [sys.executable, "-m", launcher, str(folder)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
                 env=environment,
             )  # fmt: skip
@@ -49,8 +49,10 @@ class _Fleet:
         return self._process.poll() is None
 
     def close(self) -> None:
-        """End its servers, and wait for it."""
+        """End its servers, and wait for it; a trial that runs is broken off."""
         assert self._process.stdin is not None
+        if self.users:
+            self._process.kill()
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
@@ -64,13 +66,19 @@ class FleetServer:
     """Context manager: takes trials on a Unix socket; its end ends all fleets.
 
     A fleet stays for later trials of its kind, until one of another kind needs the machine.
+
+    Args:
+        log_dir: keeps the servers' logs.
+        launcher: the module that runs as a fleet's process.
     """
 
-    def __init__(self, socket_path: Path, log_dir: Path) -> None:
+    def __init__(self, socket_path: Path, log_dir: Path, launcher: str = "revati.deployment.fleet") -> None:
         self.socket_path, self._log_dir = socket_path, Path(log_dir).resolve()
+        self._launcher = launcher
         self._listener = socket.socket(socket.AF_UNIX)
         self._lock = threading.Lock()
         self._fleets: dict[str, _Fleet] = {}
+        self._closed = False
         # What is added later marks processes of others, which end before ours (see `leftovers`).
         self._environment = dict(os.environ)
 
@@ -89,6 +97,7 @@ class FleetServer:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         with self._lock:
+            self._closed = True
             fleets, self._fleets = list(self._fleets.values()), {}
         for fleet in fleets:
             fleet.close()
@@ -128,12 +137,14 @@ class FleetServer:
 
     def _take(self, key: str) -> _Fleet:
         with self._lock:
+            if self._closed:
+                raise RuntimeError("the sweep is over")
             provision_missing([ROUTERS])
             for other, idle in list(self._fleets.items()):
                 if not idle.usable or (other != key and not idle.users):
                     self._fleets.pop(other).close()
             if key not in self._fleets:
-                self._fleets[key] = _Fleet(self._folder(key), self._environment)
+                self._fleets[key] = _Fleet(self._launcher, self._folder(key), self._environment)
             self._fleets[key].users += 1
             return self._fleets[key]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import count, cycle
 from pathlib import Path
@@ -14,6 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from revati.deployment import processes
+from revati.deployment.fleet import free_port
+from revati.deployment.routers import router_arguments
+from revati.engines.common import served_model_folder
+from revati.environments import ROUTERS, interpreter
+from revati.provision import provision_missing
 from revati.spec import DeploymentSpec, HostSpec, ModelShape
 from revati.workload import FixedLengths, Sessions, SharedPrefixes, Workload
 from tests.deployment.test_serve import TINY
@@ -103,3 +111,35 @@ def test_turns_find_what_was_said_before(client: processes.TemplateClient, tmp_p
         assert table.cached_tokens[later] == computed // BLOCK * BLOCK
         answered_s = table.arrival_s[turn] + table.e2e_s[turn]
         assert table.arrival_s[later] == pytest.approx(answered_s + workload.sharing.think_s[later], abs=1e-6)
+
+
+@pytest.mark.matrix
+def test_vllm_balances_its_own_replicas(client: processes.TemplateClient, tmp_path: Path) -> None:
+    workload = one_at_a_time(prefixes=SharedPrefixes(groups=5, tokens=PREFIX))
+    table = requests_of(client, spec(routing="data_parallel"), workload, tmp_path)
+    first = pd.Series(workload.sharing.prefix_group).duplicated()
+    misses = (table.cached_tokens < PREFIX).sum()
+    assert (~first).sum() <= misses <= 2 * (~first).sum(), "each replica computes a prefix at most once"
+
+
+@pytest.mark.matrix
+def test_an_unmodified_client_measures_replicas_behind_a_router(tmp_path: Path) -> None:
+    provision_missing([ROUTERS])
+    vllm = str(Path(sys.executable).parent / "vllm")
+    model, report = str(served_model_folder(spec().model)), tmp_path / "report.json"
+    ports, entry = [free_port(), free_port()], free_port()
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
+    words = [sys.executable, "-m", "revati.run", "--"]
+    for port in ports:
+        words += [vllm, "serve", model, "--load-format", "dummy", "--port", str(port), "--and"]
+    words += [str(interpreter(ROUTERS)), *router_arguments("round_robin", urls, "127.0.0.1", entry)]
+    words += ["--prometheus-port", str(free_port()), "--and"]
+    words += [vllm, "bench", "serve", "--model", model, "--port", str(entry), "--dataset-name", "random"]
+    words += ["--random-input-len", "200", "--random-output-len", "30", "--ignore-eos", "--num-prompts", "24"]
+    words += ["--request-rate", "10", "--burstiness", "1e9", "--ready-check-timeout-sec", "3000"]
+    words += ["--save-result", "--result-filename", str(report)]
+    finished = subprocess.run(words, capture_output=True, text=True, timeout=850, check=False)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    measured = json.loads(report.read_text())
+    assert measured["completed"] == 24
+    assert measured["p99_tpot_ms"] == pytest.approx(measured["median_tpot_ms"], rel=0.01)
