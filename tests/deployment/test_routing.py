@@ -143,3 +143,41 @@ def test_an_unmodified_client_measures_replicas_behind_a_router(tmp_path: Path) 
     measured = json.loads(report.read_text())
     assert measured["completed"] == 24
     assert measured["p99_tpot_ms"] == pytest.approx(measured["median_tpot_ms"], rel=0.01)
+
+
+def sweep(folder: Path, *arguments: str) -> pd.DataFrame:
+    """The trials of a study over routings with four replicas, by routing."""
+    words = [
+        sys.executable,
+        "-m",
+        "revati.sweep",
+        "+model=llama7b",
+        "search_space=routing",
+        "knobs.replicas=4",
+    ]
+    words += ["num_gpus=4", "ray.dashboard=false", "search.max_concurrent=1", f"output_dir={folder}"]
+    subprocess.run([*words, *arguments], check=True, timeout=3000)
+    trials = pq.read_table(folder / "trials.parquet").to_pandas()
+    assert set(trials.status) == {"ok"}, trials.reason.tolist()
+    return trials.set_index("routing")
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(3600)
+def test_cache_aware_wins_where_prefixes_are_shared(tmp_path: Path) -> None:
+    trials = sweep(
+        tmp_path, "workload=shared_prefix", "workload.num_requests=200",
+        "knobs.routing=[random,round_robin,power_of_two,cache_aware]",
+    )  # fmt: skip
+    assert trials.prefix_cache_hit_rate.idxmax() == "cache_aware"
+    for metric in ("ttft_ms_p50", "ttft_ms_mean", "tpot_ms_p50"):
+        assert trials[metric].idxmin() == "cache_aware"
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(3600)
+def test_power_of_two_beats_random_where_lengths_are_skewed(tmp_path: Path) -> None:
+    trials = sweep(
+        tmp_path, "workload=heavy_tail", "knobs.max_num_seqs=16", "knobs.routing=[random,power_of_two]"
+    )
+    assert trials.ttft_ms_p99["power_of_two"] < 0.7 * trials.ttft_ms_p99["random"]
