@@ -11,19 +11,18 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from revati.search import cli, output
-from revati.search.build import build_objective, build_runner, build_workload, one_spec
+from revati.search.build import build_objective, build_workload, one_spec
 from revati.search.progress import format_metric
-from revati.search.runner import connect, open_server
+from revati.search.runner import connect, open_server, runner_for
 from revati.search.signals import interruptible
 from revati.search.trial import run_trial
 
 
 def check(config: DictConfig) -> None:
     """Raise ConfigError if the deployment cannot be emulated as it was asked for."""
-    one_spec(config)
     build_workload(config)
     build_objective(config)
-    build_runner(config)
+    runner_for(config.deployment, [one_spec(config).replicas])
 
 
 def run(config: DictConfig, folder: Path, overrides: list[str], runner: str | None = None) -> int:
@@ -36,7 +35,7 @@ def run(config: DictConfig, folder: Path, overrides: list[str], runner: str | No
         The exit status: 0, 1 if the deployment is infeasible or failed, 130 after an interruption.
     """
     spec, workload, objective = one_spec(config), build_workload(config), build_objective(config)
-    runner = runner or build_runner(config)
+    runner = runner or runner_for(config.deployment, [spec.replicas])
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     output.write_config(folder, config, overrides, workload)

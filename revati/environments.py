@@ -1,4 +1,4 @@
-"""Python environments of the engines that cannot share one with the rest, made by `revati.provision`."""
+"""Python environments of what cannot share one with the rest, made by `revati.provision`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import os
 import sys
 from pathlib import Path
 
-# Engines that run in an environment of their own, and what is installed there: the engine, and what
-# `revati` imports in an engine's process.
-REQUIREMENTS = {"sglang": ("sglang==0.5.17", "numpy", "pyarrow", "pyyaml")}
+ROUTERS = "routers"
+
+# What runs in an environment of its own, and what is installed there: for an engine also what `revati`
+# imports in its process.
+REQUIREMENTS = {
+    "sglang": ("sglang==0.5.17", "numpy", "pyarrow", "pyyaml"),
+    ROUTERS: ("sglang-router==0.3.2", "vllm-router==0.1.17"),
+}
 
 
 class EnvironmentMissingError(RuntimeError):
-    """An engine's environment does not exist; the message says how to make it."""
+    """An environment does not exist; the message says how to make it."""
 
 
 def cache_dir() -> Path:
@@ -28,7 +33,7 @@ def environment_dir(engine: str) -> Path:
 
 
 def interpreter(engine: str) -> Path:
-    """The Python that runs this engine's processes.
+    """The Python that runs this engine's processes; the routers count as one here.
 
     Raises:
         EnvironmentMissingError: the engine has an environment of its own, and nobody made it yet.

@@ -1,8 +1,9 @@
-"""Make the Python environment of an engine: ``python -m revati.provision sglang``.
+"""Make the Python environment of SGLang or of the routers: ``python -m revati.provision sglang``.
 
 vLLM lives in Revati's own environment (``pip install 'revati[vllm]'``).  SGLang's pinned dependencies
 exclude vLLM's, so it gets an environment of its own (8 GB in ``~/.cache/revati``, or where REVATI_CACHE or
-REVATI_SGLANG_ENV say), made once, with uv where there is one.  A sweep that needs it makes it, too.
+REVATI_SGLANG_ENV say), made once, with uv where there is one; so do the routers (0.2 GB,
+REVATI_ROUTERS_ENV).  A sweep that needs one makes it, too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from revati.environments import REQUIREMENTS, cuda_home, environment_dir, interpreter, site_packages
+from revati.environments import REQUIREMENTS, ROUTERS, cuda_home, environment_dir, interpreter, site_packages
+
+_COMPLETE = "complete"  # a file in an environment without a toolkit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,35 +25,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("engine", choices=sorted(REQUIREMENTS))
-    engine: str = parser.parse_args(argv).engine
-    provision(engine)
-    print(interpreter(engine))
+    parser.add_argument("what", choices=sorted(REQUIREMENTS))
+    what: str = parser.parse_args(argv).what
+    provision(what)
+    print(interpreter(what))
     return 0
 
 
-def provision_missing(engines: Iterable[str]) -> None:
-    """Make the environments that these engines need and that do not exist yet."""
-    for engine in engines:
-        if engine in REQUIREMENTS and not _is_complete(engine):
-            print(f"installing {engine} into {environment_dir(engine)} (once)", file=sys.stderr, flush=True)
-            provision(engine)
+def provision_missing(names: Iterable[str]) -> None:
+    """Make the environments of these engines, or the routers', that do not exist yet."""
+    for name in names:
+        if name in REQUIREMENTS and not _is_complete(name):
+            print(f"installing {name} into {environment_dir(name)} (once)", file=sys.stderr, flush=True)
+            provision(name)
 
 
-def provision(engine: str) -> None:
-    """Install an engine into its environment; what is there already is kept.
+def provision(name: str) -> None:
+    """Install an engine or the routers into their environment; what is there already is kept.
 
     Raises:
         subprocess.CalledProcessError: an installer failed; it has said why.
     """
-    folder = environment_dir(engine)
-    if not _is_complete(engine):
-        _install(folder, REQUIREMENTS[engine])
-    _link_toolkit(engine)
+    folder = environment_dir(name)
+    if not _is_complete(name):
+        _install(folder, REQUIREMENTS[name])
+    if name == ROUTERS:
+        (folder / _COMPLETE).touch()
+    else:
+        _link_toolkit(name)
 
 
-def _is_complete(engine: str) -> bool:
-    return cuda_home(engine).exists()
+def _is_complete(name: str) -> bool:
+    return (environment_dir(name) / _COMPLETE if name == ROUTERS else cuda_home(name)).exists()
 
 
 def _install(folder: Path, requirements: Sequence[str]) -> None:

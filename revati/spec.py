@@ -23,6 +23,9 @@ SCHEDULER_KNOBS: frozenset[str] = frozenset(
     }
 )
 
+# Nothing between clients and the engine; the engine's own balancing. Else: a router's policy.
+NO_ROUTING, DATA_PARALLEL = "none", "data_parallel"
+
 _REQUIRED_CONFIG = (
     "hidden_size",
     "num_hidden_layers",
@@ -131,6 +134,8 @@ class HostSpec:
 class DeploymentSpec:
     """One deployment: ``replicas`` engines of ``tensor × pipeline`` GPUs each.
 
+    ``routing`` is what hands requests to several of them (see `revati.deployment.routers`).
+
     ``engine_args`` uses the engine's own names (``max_num_seqs``, ``enforce_eager``, …). Whether a
     combination fits is for the engine to say; only counts and JSON-ability are checked here.
     """
@@ -142,7 +147,7 @@ class DeploymentSpec:
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     replicas: int = 1
-    routing: str = "none"
+    routing: str = NO_ROUTING
     engine_args: dict[str, Any] = field(default_factory=dict)
     timing_source: str = "kernel_db"  # where kernel durations come from
     timing_require: str | None = None  # refuse timings of weaker provenance than this
@@ -154,22 +159,30 @@ class DeploymentSpec:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if (self.replicas > 1) != (self.routing != NO_ROUTING):
+            raise ValueError(
+                f"routing={self.routing} with replicas={self.replicas}: one replica needs "
+                f"{NO_ROUTING!r}, several need another"
+            )
 
     @property
     def num_gpus(self) -> int:
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.replicas
 
-    def engine_key(self, scheduler_knobs: Iterable[str] = SCHEDULER_KNOBS) -> str:
-        """Digest of all that a warmed engine cannot change; equal keys can share one template.
+    def engine_key(self, scheduler_knobs: Iterable[str] | None = None) -> str:
+        """Digest of all that a started engine cannot change; equal keys can share one.
 
         Args:
-            scheduler_knobs: engine arguments that a forked trial may still change.
+            scheduler_knobs: engine arguments that a trial may still change; None: `SCHEDULER_KNOBS` of one
+                replica, which is forked, and nothing of several, which are processes of their own.
         """
+        if scheduler_knobs is None:
+            scheduler_knobs = SCHEDULER_KNOBS if self.replicas == 1 else ()
         late = set(scheduler_knobs)
         early = {name: value for name, value in self.engine_args.items() if name not in late}
         # One template is one engine: how many of them a deployment has does not matter to it.
         content = replace(
-            self, engine_args=early, replicas=1, routing="none", warmed_up=True, seed=0
+            self, engine_args=early, replicas=1, routing=NO_ROUTING, warmed_up=True, seed=0
         ).to_json()
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -17,6 +17,8 @@ MEASURED_RUN = Path(__file__).parent / "data" / "measured_run"
 # Two requests by hand: tokens at 10, 30, 60 ms after arrival, and a single token at 20 ms.
 BY_HAND = {
     "arrival_s": [0.0, 0.1],
+    "prompt_tokens": [30, 10],
+    "cached_tokens": [16, 0],
     "output_tokens": [3, 1],
     "ttft_s": [0.010, 0.020],
     "e2e_s": [0.060, 0.020],
@@ -37,6 +39,14 @@ def test_known_answers() -> None:
     assert metrics["itl_ms_mean"] == pytest.approx(25.0)
     assert metrics["itl_ms_p99"] == pytest.approx(29.9)
     assert metrics["e2e_ms_mean"] == pytest.approx(40.0)
+    assert metrics["prefix_cache_hit_rate"] == pytest.approx(16 / 40)
+
+
+def test_an_unknown_hit_rate_is_no_number() -> None:
+    silent = {**BY_HAND, "cached_tokens": [16, None]}
+    measured = {name: values for name, values in BY_HAND.items() if name != "cached_tokens"}
+    for requests in (silent, pa.table(silent), measured):
+        assert math.isnan(summarize(requests)["prefix_cache_hit_rate"])
 
 
 def test_arrow_table_equals_mapping_also_in_chunks() -> None:

@@ -48,11 +48,24 @@ def test_other_refusals() -> None:
         HostSpec("h", "x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="replicas"):
         replace(SPEC, replicas=0)
+    for replicas, routing in ((2, "none"), (1, "random")):
+        with pytest.raises(
+            ValueError, match=f"routing={routing} with replicas={replicas}: one replica needs"
+        ):
+            replace(SPEC, replicas=replicas, routing=routing)
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"engine_args": {"max_num_seqs": 9, "enforce_eager": True}}])
 def test_what_a_forked_trial_can_change_shares_an_engine(change: dict[str, Any]) -> None:
     assert replace(SPEC, **change).engine_key() == SPEC.engine_key()
+
+
+def test_several_replicas_share_servers_of_the_same_settings() -> None:
+    two, four = replace(SPEC, replicas=2, routing="random"), replace(SPEC, replicas=4, routing="cache_aware")
+    assert two.engine_key() == four.engine_key()
+    narrow = replace(four, engine_args={**SPEC.engine_args, "max_num_seqs": 9})
+    assert narrow.engine_key() != four.engine_key()
+    assert four.num_gpus == 4
 
 
 @pytest.mark.parametrize(

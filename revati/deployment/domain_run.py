@@ -29,6 +29,74 @@ class Failure(Exception):
     """A deployment ended before its time; the message says why."""
 
 
+class Commands:
+    """Programs that run side by side in a domain."""
+
+    def __init__(self, domain: Domain) -> None:
+        self._domain = domain
+        self._running: list[tuple[subprocess.Popen[Any], str]] = []  # with what they are called
+
+    def start(
+        self, words: Sequence[str], environment: Mapping[str, str], output: IO[bytes] | None = None
+    ) -> subprocess.Popen[Any]:
+        """Start a command; raises Failure if there is no such program."""
+        name = " ".join(words[:3])
+        try:
+            process = self._domain.start(list(words), env=environment, stdout=output, stderr=output)
+        except OSError as error:
+            raise Failure(f"cannot start '{name}': {error.strerror}") from None
+        self._running.append((process, name))
+        return process
+
+    def wait_for(self, awaited: subprocess.Popen[Any]) -> int:
+        """The exit status of a command.
+
+        Raises:
+            Failure: another command or any process failed meanwhile, or virtual time got stuck.
+        """
+        while True:
+            if reason := self._domain.ended:
+                raise Failure(reason)
+            for process, name in self._running:
+                status = process.poll()
+                if status is None or (status == 0 and process is not awaited):
+                    continue
+                if status < 0:
+                    raise Failure(self._diagnosis() or f"'{name}' was ended by {_name(status)}")
+                if process is not awaited:
+                    raise Failure(f"'{name}' failed with exit status {status}")
+                self._forget(process)
+                return status
+            time.sleep(_POLL_S)
+
+    def end_all(self) -> None:
+        """`end` for all commands, with time for those who clean up after them."""
+        self.end(*(process for process, _ in self._running))
+        time.sleep(_CLEAN_UP_S)
+
+    def end(self, *ending: subprocess.Popen[Any]) -> None:
+        """Ask commands to end, and wait for a while until they have."""
+        for process in ending:
+            if process.poll() is None:
+                process.terminate()
+        deadline = time.monotonic() + _GRACE_S
+        while any(process.poll() is None for process in ending):
+            if self._domain.ended or time.monotonic() > deadline:
+                return
+            time.sleep(_POLL_S)
+        for process in ending:
+            self._forget(process)
+
+    def _forget(self, process: subprocess.Popen[Any]) -> None:
+        self._running = [one for one in self._running if one[0] is not process]
+
+    def _diagnosis(self) -> str | None:
+        deadline = time.monotonic() + _DIAGNOSIS_S
+        while self._domain.ended is None and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return self._domain.ended
+
+
 def run_commands(
     commands: Sequence[Sequence[str]],
     emulation: Emulation,
@@ -49,10 +117,6 @@ def run_commands(
     Raises:
         Failure: another command or any process of the deployment failed, or virtual time got stuck.
     """
-    if not entry_points(group=_PLUGIN_GROUP, name=_PLUGIN):
-        raise Failure(
-            "Revati's plug-in for vLLM is not installed; install the package, then run it from there"
-        )
     full: dict[str, str] = {}
     for engine in engine_names():
         full |= engine_module(engine).served_environment()
@@ -60,73 +124,32 @@ def run_commands(
     full.pop("PYTHONDONTWRITEBYTECODE", None)  # doubles the import time of every start
     output = log.open("ab") if log else None
     try:
-        with _domain(emulation.host) as domain:
-            running = [_start(domain, words, full, output) for words in commands]
-            status = _wait(running, commands, domain)
-            _ask_to_end(running, domain)
+        with open_domain(emulation.host) as domain:
+            running = Commands(domain)
+            last = [running.start(words, full, output) for words in commands][-1]
+            status = running.wait_for(last)
+            running.end_all()
             return status
     finally:
         if output:
             output.close()
 
 
-def _domain(host: HostSpec) -> Domain:
+def open_domain(host: HostSpec) -> Domain:
+    """A domain, to be used in a ``with``, whose clock moves as the host's mode says.
+
+    Raises:
+        Failure: engines would not know that they are emulated.
+    """
+    if not entry_points(group=_PLUGIN_GROUP, name=_PLUGIN):
+        raise Failure(
+            "Revati's plug-in for vLLM is not installed; install the package, then run it from there"
+        )
     if host.mode != "measured":
         return Domain.create()  # what no table knows costs nothing
     factor = HostTable.load(host.name).cpu_factor(probe_ns())
     return Domain.create(cpu_factor=factor, skew_us=_MEASURED_SKEW_US)
 
 
-def _start(
-    domain: Domain, words: Sequence[str], environment: Mapping[str, str], output: IO[bytes] | None
-) -> subprocess.Popen[Any]:
-    try:
-        return domain.start(list(words), env=environment, stdout=output, stderr=output)
-    except OSError as error:
-        raise Failure(f"cannot start '{_short(words)}': {error.strerror}") from None
-
-
-def _wait(running: Sequence[subprocess.Popen[Any]], commands: Sequence[Sequence[str]], domain: Domain) -> int:
-    last = len(running) - 1
-    while True:
-        if reason := domain.ended:
-            raise Failure(reason)
-        for index, process in enumerate(running):
-            status = process.poll()
-            if status is None or (status == 0 and index != last):
-                continue
-            if status < 0:
-                raise Failure(
-                    _diagnosis(domain) or f"'{_short(commands[index])}' was ended by {_name(status)}"
-                )
-            if index != last:
-                raise Failure(f"'{_short(commands[index])}' failed with exit status {status}")
-            return status
-        time.sleep(_POLL_S)
-
-
-def _ask_to_end(running: Sequence[subprocess.Popen[Any]], domain: Domain) -> None:
-    for process in running:
-        if process.poll() is None:
-            process.terminate()
-    deadline = time.monotonic() + _GRACE_S
-    while any(process.poll() is None for process in running):
-        if domain.ended or time.monotonic() > deadline:
-            return
-        time.sleep(_POLL_S)
-    time.sleep(_CLEAN_UP_S)
-
-
-def _diagnosis(domain: Domain) -> str | None:
-    deadline = time.monotonic() + _DIAGNOSIS_S
-    while domain.ended is None and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
-    return domain.ended
-
-
 def _name(status: int) -> str:
     return signal.Signals(-status).name
-
-
-def _short(command: Sequence[str]) -> str:
-    return " ".join(command[:3])

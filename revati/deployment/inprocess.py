@@ -11,9 +11,9 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-import numpy as np
-
+from revati.deployment.prompts import Turns
 from revati.engines.base import Replica, Request, RequestOutput
 from revati.interception.core import NativeCore
 from revati.virtual_time.host import IDLE_STEP, HostCosts, StepShape
@@ -33,18 +33,14 @@ class RequestRecord:
     scheduled_s: float = float("nan")
     engine_first_token_s: float = float("nan")
     engine_last_token_s: float = float("nan")
+    cached_tokens: int | None = None  # of the prompt, that the engine found in its prefix cache
     token_times_s: list[float] = field(default_factory=list)
 
 
-def make_requests(workload: Workload, vocab_size: int, seed: int) -> list[Request]:
-    """Random prompts without shared prefixes, as many tokens as the workload says."""
-    rng = np.random.default_rng(seed)
-    return [
-        Request(index, rng.integers(0, vocab_size, int(prompt)).tolist(), int(output))
-        for index, (prompt, output) in enumerate(
-            zip(workload.prompt_tokens, workload.output_tokens, strict=True)
-        )
-    ]
+class _Arrival(NamedTuple):
+    at_ns: int
+    request: int
+    lateness_ns: int  # of the client's timer
 
 
 class InProcessDeployment:
@@ -60,17 +56,19 @@ class InProcessDeployment:
         self._replica, self._core, self._costs = replica, core, costs
         self._start_ns = core.now_ns()
         self._start_monotonic_s = time.monotonic()  # virtual, as the engine's own timestamps
-        self._frontend_ns = self._start_ns
+        self._client_awake_ns = self._frontend_ns = self._start_ns
         self._inbox: deque[tuple[int, Request]] = deque()  # sent to the engine: (arrival there, request)
         self._outbox: list[tuple[int, int, Sequence[RequestOutput]]] = []  # sent by the engine
 
-    def serve(self, requests: Sequence[Request], arrival_s: Sequence[float]) -> list[RequestRecord]:
+    def serve(self, requests: Sequence[Request], workload: Workload) -> list[RequestRecord]:
         """Run until every request has finished; returns records in the order of ``requests``."""
-        records = [RequestRecord(float(arrival)) for arrival in arrival_s]
-        arrivals = self._awaken(arrival_s)
+        records = [RequestRecord(float(arrival)) for arrival in workload.arrival_s]
+        turns = Turns(workload)
+        arrivals = [self._arrival(records, index) for index in turns.first]  # a heap
+        heapq.heapify(arrivals)
         unfinished, sequence = len(requests), 0
         while unfinished:
-            arrival_ns = arrivals[0][0] if arrivals else None
+            arrival_ns = self._client_ns(arrivals[0]) if arrivals else None
             output_ns = self._outbox[0][0] if self._outbox else None
             frontend_ns = min(
                 (max(self._frontend_ns, ns) for ns in (arrival_ns, output_ns) if ns is not None), default=None
@@ -79,10 +77,15 @@ class InProcessDeployment:
             if frontend_ns is not None and (engine_ns is None or frontend_ns <= engine_ns):
                 if output_ns is not None and (arrival_ns is None or output_ns <= arrival_ns):
                     sent_ns, _, outputs = heapq.heappop(self._outbox)
-                    unfinished -= self._deliver(sent_ns, outputs, records)
+                    for index in self._deliver(sent_ns, outputs, records):
+                        unfinished -= 1
+                        if (turn := turns.after(index)) is not None:
+                            records[turn.index].arrival_s = records[index].token_times_s[-1] + turn.think_s
+                            heapq.heappush(arrivals, self._arrival(records, turn.index))
                 else:
-                    _, index = arrivals.popleft()
-                    self._submit(frontend_ns, requests[index], records[index])
+                    arrival = heapq.heappop(arrivals)
+                    self._client_awake_ns = self._client_ns(arrival)
+                    self._submit(frontend_ns, requests[arrival.request], records[arrival.request])
             elif engine_ns is not None:
                 outputs = self._step(engine_ns)
                 if outputs:
@@ -92,18 +95,17 @@ class InProcessDeployment:
                 raise RuntimeError(f"{unfinished} requests never finish: the engine is idle")
         return records
 
-    def _awaken(self, arrival_s: Sequence[float]) -> deque[tuple[int, int]]:
-        """When the client comes to send each request, in turn, and its index.
+    def _arrival(self, records: Sequence[RequestRecord], index: int) -> _Arrival:
+        return _Arrival(self._to_ns(records[index].arrival_s), index, self._cost("arrival", IDLE_STEP))
+
+    def _client_ns(self, arrival: _Arrival) -> int:
+        """When the client comes to send the request that arrives next.
 
         It sleeps until a request arrives, as exactly as its timers are, and sends what has arrived meanwhile.
         """
-        found: deque[tuple[int, int]] = deque()
-        awake_ns = self._start_ns
-        for index in sorted(range(len(arrival_s)), key=lambda i: (arrival_s[i], i)):
-            if (arrival_ns := self._to_ns(arrival_s[index])) > awake_ns:
-                awake_ns = max(awake_ns, arrival_ns + self._cost("arrival", IDLE_STEP))
-            found.append((awake_ns, index))
-        return found
+        if arrival.at_ns <= self._client_awake_ns:
+            return self._client_awake_ns
+        return max(self._client_awake_ns, arrival.at_ns + arrival.lateness_ns)
 
     def _engine_ready_ns(self) -> int | None:
         if self._replica.has_work():
@@ -125,23 +127,28 @@ class InProcessDeployment:
         message = StepShape("idle" if idle else "busy", num_tokens=len(request.prompt_token_ids))
         self._inbox.append((self._frontend_ns + self._cost("ipc", message), request))
 
-    def _deliver(self, sent_ns: int, outputs: Sequence[RequestOutput], records: list[RequestRecord]) -> int:
-        """Hand a step's tokens to their clients; returns how many requests finished."""
+    def _deliver(
+        self, sent_ns: int, outputs: Sequence[RequestOutput], records: list[RequestRecord]
+    ) -> list[int]:
+        """Hand a step's tokens to their clients; returns which requests finished."""
         batch = StepShape(num_reqs=len(outputs))
         # A later message waits for the frontend to finish with this one.
         self._frontend_ns = max(self._frontend_ns, sent_ns + self._cost("output_ipc", batch))
-        finished = 0
+        finished = []
         for start in range(0, len(outputs), _OUTPUT_CHUNK):
             chunk = outputs[start : start + _OUTPUT_CHUNK]
             self._frontend_ns += self._cost("frontend_busy", StepShape(num_reqs=len(chunk)))
-            for output in chunk:
-                finished += self._record(output, records[output.index], sent_ns)
+            finished += [
+                output.index for output in chunk if self._record(output, records[output.index], sent_ns)
+            ]
         return finished
 
     def _record(self, output: RequestOutput, record: RequestRecord, sent_ns: int) -> bool:
         if output.new_tokens and not record.token_times_s:
             record.engine_first_token_s = self._to_s(sent_ns)
         record.token_times_s.extend([self._to_s(self._frontend_ns)] * output.new_tokens)
+        if output.cached_tokens is not None:
+            record.cached_tokens = output.cached_tokens
         if output.queued_s is not None:
             record.queued_s = self._since_start(output.queued_s)
         if output.scheduled_s is not None:

@@ -11,12 +11,15 @@ import asyncio
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from revati.deployment.inprocess import RequestRecord, make_requests
+from revati.deployment.http_servers import HttpServers, open_session
+from revati.deployment.inprocess import RequestRecord
+from revati.deployment.prompts import Turns, make_requests
 from revati.deployment.results import requests_table, too_weak
 from revati.deployment.wire import TrialRequest, TrialResult
 from revati.engines.base import InfeasibleError, Request, Server
@@ -26,24 +29,41 @@ from revati.workload import Workload
 
 
 class LoadGenerator:
-    """Open loop: requests are sent when they arrive, whatever came of the earlier ones."""
+    """Sends requests when they arrive, whatever came of others; a session's next turn after its answer."""
 
-    def __init__(self, server: Server, records: Sequence[RequestRecord]) -> None:
-        self._server, self._records = server, records
+    def __init__(self, server: Server, workload: Workload) -> None:
+        self._server, self._turns = server, Turns(workload)
+        self.records = [RequestRecord(float(arrival_s)) for arrival_s in workload.arrival_s]
         self._start_s = time.monotonic()
 
-    async def serve(self, requests: Sequence[Request]) -> None:
+    async def serve(self, requests: Sequence[Request]) -> list[RequestRecord]:
+        """Run until every request has finished; returns records in the order of ``requests``."""
         running = []
-        for index in sorted(range(len(requests)), key=lambda i: (self._records[i].arrival_s, i)):
-            await asyncio.sleep(max(0.0, self._records[index].arrival_s - self._now_s()))
-            running.append(asyncio.create_task(self._follow(requests[index], self._records[index])))
+        for index in self._turns.first:
+            await self._until(self.records[index].arrival_s)
+            running.append(asyncio.create_task(self._converse(index, requests)))
         await asyncio.gather(*running)
+        return self.records
+
+    async def _converse(self, index: int, requests: Sequence[Request]) -> None:
+        await self._follow(requests[index], self.records[index])
+        while turn := self._turns.after(index):
+            record = self.records[turn.index]
+            record.arrival_s = self.records[index].token_times_s[-1] + turn.think_s
+            await self._until(record.arrival_s)
+            index = turn.index
+            await self._follow(requests[index], record)
+
+    async def _until(self, arrival_s: float) -> None:
+        await asyncio.sleep(max(0.0, arrival_s - self._now_s()))
 
     async def _follow(self, request: Request, record: RequestRecord) -> None:
         record.submitted_s = self._now_s()
         async for output in self._server.generate(request):
             now_s = self._now_s()
             record.token_times_s.extend([now_s] * output.new_tokens)
+            if output.cached_tokens is not None:
+                record.cached_tokens = output.cached_tokens
             if output.queued_s and output.scheduled_s:
                 record.queued_s = output.queued_s - self._start_s
                 record.scheduled_s = output.scheduled_s - self._start_s
@@ -52,18 +72,29 @@ class LoadGenerator:
         return time.monotonic() - self._start_s
 
 
+@asynccontextmanager
+async def open_server(request: TrialRequest) -> AsyncIterator[Server]:
+    """The trial's engine: servers that run already, or one that is started and ended here."""
+    engine, spec = engine_module(request.spec.engine), request.spec
+    if request.replica_urls:
+        async with open_session() as session:
+            yield HttpServers(session, engine, spec, request.replica_urls, request.entry_url)
+        return
+    server = engine.serve(spec, request.out_dir)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
 async def run(request: TrialRequest) -> TrialResult:
     log_path = request.out_dir / "trial.log"
     workload = Workload.from_trace(request.workload_path)
-    server = engine_module(request.spec.engine).serve(request.spec, request.out_dir)
-    try:
+    async with open_server(request) as server:
         await server.warm_up()
         requests = make_requests(workload, request.spec.model.vocab_size, request.spec.seed)
-        records = [RequestRecord(float(arrival_s)) for arrival_s in workload.arrival_s]
-        await LoadGenerator(server, records).serve(requests)
+        records = await LoadGenerator(server, workload).serve(requests)
         columns = await server.usage(request.out_dir)
-    finally:
-        server.close()
     requests_path = request.out_dir / "requests.parquet"
     pq.write_table(requests_table(records, workload), requests_path)
     shares = {name: columns[f"gpu_time_share_{name}"] for name in PROVENANCES}

@@ -24,6 +24,7 @@ METRIC_COLUMNS = (
     "request_throughput_req_per_s",
     "goodput_req_per_s",
     *(f"{latency}_ms_{stat}" for latency in LATENCIES for stat in ("mean", "p50", "p90", "p99")),
+    "prefix_cache_hit_rate",
     "virtual_duration_s",
 )
 
@@ -52,7 +53,8 @@ def summarize(requests: Requests, num_gpus: int = 1, slo: Slo | None = None) -> 
     Needs the columns arrival_s, output_tokens, ttft_s, e2e_s (seconds) and token_times_us (a list of
     µs from arrival a request). The duration runs from t = 0 to the last completion. Without an SLO
     every request is good. A latency that no request has (TPOT and ITL when all outputs are one token
-    long) is NaN.
+    long) is NaN. The hit rate is the share of all prompt tokens that engines found in their prefix
+    caches (columns prompt_tokens and cached_tokens); NaN where that is not known of every request.
 
     Raises ValueError if there is no request or a column is missing.
     """
@@ -80,8 +82,17 @@ def summarize(requests: Requests, num_gpus: int = 1, slo: Slo | None = None) -> 
     }
     for latency in LATENCIES:
         metrics |= _latency_metrics(latency, latencies_s[latency] * 1e3)
+    metrics["prefix_cache_hit_rate"] = prefix_cache_hit_rate(requests)
     metrics["virtual_duration_s"] = duration_s
     return metrics
+
+
+def prefix_cache_hit_rate(requests: Requests) -> float:
+    """Return the share of prompt tokens found in prefix caches, from 0 to 1, NaN if it is unknown."""
+    present = requests.column_names if isinstance(requests, pa.Table) else list(requests)
+    if "cached_tokens" not in present:
+        return float("nan")
+    return float(_column(requests, "cached_tokens").sum() / _column(requests, "prompt_tokens").sum())
 
 
 def token_gaps_s(requests: Requests) -> FloatArray:

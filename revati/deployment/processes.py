@@ -1,20 +1,24 @@
 """Deployments as real processes in a virtual-time domain; the same interface as `revati.deployment.runner`.
 
-Each trial starts its engine afresh: slower than a fork, and without any of its assumptions about ranks.
+One replica is started afresh for each trial: slower than a fork, and without any of its assumptions about
+ranks. Several are HTTP servers behind a real router, and stay for later trials (see `fleet`).
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from revati.deployment.domain_run import Failure, run_commands
-from revati.deployment.wire import TrialRequest, TrialResult
+from revati.deployment.fleet_server import FleetServer
+from revati.deployment.wire import TrialRequest, TrialResult, receive_line
 from revati.engines.emulation import Emulation
 from revati.interception.gpu import load_gpu
 from revati.interception.preload import emulated_environment
@@ -24,48 +28,62 @@ from revati.workload import Workload
 __all__ = ["TemplateClient", "TemplateServer", "TrialResult"]
 
 
-@dataclass(frozen=True, slots=True)
-class NoServer:
-    """Every trial runs by itself; there is nothing to connect to."""
-
-    socket_path: Path
-
-
 @contextmanager
-def TemplateServer(log_dir: Path, engines: Sequence[str] = ("vllm",), gpu: str = "") -> Iterator[NoServer]:
-    yield NoServer(log_dir)
+def TemplateServer(
+    log_dir: Path, engines: Sequence[str] = ("vllm",), gpu: str = "h200"
+) -> Iterator[FleetServer]:
+    with (
+        tempfile.TemporaryDirectory(prefix="revati-") as folder,  # socket paths must be short
+        FleetServer(Path(folder) / "fleets.sock", log_dir) as server,
+    ):
+        yield server
 
 
 class TemplateClient:
     """Runs trials; one at a time."""
 
     def __init__(self, socket_path: Path) -> None:
-        del socket_path
+        self._socket_path = Path(socket_path)
 
     def run(self, spec: DeploymentSpec, workload: Workload, out_dir: Path) -> TrialResult:
         """Run one deployment to its end; ``wall_s`` includes the engine's start."""
         out_dir = Path(out_dir).resolve()
         out_dir.mkdir(parents=True, exist_ok=True)
-        log_path = out_dir / "trial.log"
-        workload_path, request_path = out_dir / "workload.parquet", out_dir / "request.json"
-        result_path = out_dir / "result.json"
+        workload_path = out_dir / "workload.parquet"
         workload.to_parquet(workload_path)
-        request_path.write_bytes(TrialRequest(spec, workload_path, out_dir).to_line())
+        request = TrialRequest(spec, workload_path, out_dir)
         begin = time.perf_counter()
         try:
-            environment = emulated_environment(load_gpu(spec.gpu), spec.num_gpus, os.environ)
-            command = [sys.executable, "-m", "revati.deployment.load", str(request_path), str(result_path)]
-            status = run_commands(
-                [command], Emulation(spec.gpu, spec.host, spec.timing_source), environment, log_path
-            )
-            if not result_path.exists():
-                return TrialResult("failed", f"the load generator ended with {status}", log_path=log_path)
-            result = TrialResult.from_line(result_path.read_bytes())
+            result = self._run_on_fleet(request) if spec.replicas > 1 else _run_alone(request)
             return replace(result, wall_s=time.perf_counter() - begin)
-        except ValueError as error:
-            return TrialResult("infeasible", str(error), log_path=log_path)
-        except Failure as error:
-            return TrialResult("failed", str(error), log_path=log_path)
         finally:
-            for path in (workload_path, request_path, result_path):
-                path.unlink(missing_ok=True)
+            workload_path.unlink(missing_ok=True)
+
+    def _run_on_fleet(self, request: TrialRequest) -> TrialResult:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(self._socket_path))
+            connection.sendall(request.to_line())
+            line = receive_line(connection)
+        return TrialResult.from_line(line) if line else TrialResult("failed", "the server of fleets died")
+
+
+def _run_alone(request: TrialRequest) -> TrialResult:
+    """Start the engine and the load generator in a domain of their own."""
+    spec, log_path = request.spec, request.out_dir / "trial.log"
+    request_path, result_path = request.out_dir / "request.json", request.out_dir / "result.json"
+    request_path.write_bytes(request.to_line())
+    try:
+        environment = emulated_environment(load_gpu(spec.gpu), spec.num_gpus, os.environ)
+        command = [sys.executable, "-m", "revati.deployment.load", str(request_path), str(result_path)]
+        emulation = Emulation(spec.gpu, spec.host, spec.timing_source)
+        status = run_commands([command], emulation, environment, log_path)
+        if not result_path.exists():
+            return TrialResult("failed", f"the load generator ended with {status}", log_path=log_path)
+        return TrialResult.from_line(result_path.read_bytes())
+    except ValueError as error:
+        return TrialResult("infeasible", str(error), log_path=log_path)
+    except Failure as error:
+        return TrialResult("failed", str(error), log_path=log_path)
+    finally:
+        for path in (request_path, result_path):
+            path.unlink(missing_ok=True)

@@ -36,6 +36,8 @@ def requests_table(records: list[RequestRecord], workload: Workload) -> pa.Table
             "e2e_s": last - arrival,
             "tpot_s": (last - first) / intervals,
             **{name: [getattr(record, name) for record in records] for name in engine},
+            "cached_tokens": pa.array([record.cached_tokens for record in records], pa.int64()),
+            **workload.sharing_columns(),
             "token_times_us": [
                 np.round((np.array(record.token_times_s) - record.arrival_s) * 1e6).astype(np.int64)
                 for record in records

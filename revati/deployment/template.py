@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from revati.deployment.inprocess import InProcessDeployment, make_requests
+from revati.deployment.inprocess import InProcessDeployment
+from revati.deployment.prompts import make_requests
 from revati.deployment.results import requests_table, too_weak
 from revati.deployment.wire import TrialRequest, TrialResult, send_result
 from revati.engines.base import InfeasibleError
@@ -120,7 +121,7 @@ def _run(module: EngineModule, warm: WarmEngine, request: TrialRequest) -> Trial
     warm.meter.records.clear()
     start_ns = warm.core.now_ns()
     deployment = InProcessDeployment(warm.replica, warm.core, warm.meter.costs)
-    records = deployment.serve(requests, workload.arrival_s.tolist())
+    records = deployment.serve(requests, workload)
     warm.core.show_virtual_time(False)
     requests_path = request.out_dir / "requests.parquet"
     pq.write_table(requests_table(records, workload), requests_path)

@@ -14,17 +14,24 @@ from revati.spec import DeploymentSpec
 
 @dataclass(frozen=True, slots=True)
 class TrialRequest:
-    """One trial: what to deploy, the workload's file, and the folder for its log and requests."""
+    """One trial: what to deploy, the workload's file, and the folder for its log and requests.
+
+    ``replica_urls`` and ``entry_url``: of servers that run already, and where requests go.
+    """
 
     spec: DeploymentSpec
     workload_path: Path
     out_dir: Path
+    replica_urls: tuple[str, ...] = ()
+    entry_url: str = ""
 
     def to_line(self) -> bytes:
         content = {
             "spec": self.spec.to_json(),
             "workload_path": str(self.workload_path),
             "out_dir": str(self.out_dir),
+            "replica_urls": self.replica_urls,
+            "entry_url": self.entry_url,
         }
         return json.dumps(content).encode() + b"\n"
 
@@ -35,6 +42,8 @@ class TrialRequest:
             DeploymentSpec.from_json(content["spec"]),
             Path(content["workload_path"]),
             Path(content["out_dir"]),
+            tuple(content["replica_urls"]),
+            content["entry_url"],
         )
 
 

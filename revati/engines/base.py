@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class InfeasibleError(Exception):
@@ -19,17 +19,22 @@ class Request:
     index: int
     prompt_token_ids: list[int]
     output_tokens: int
+    session: int | None = None  # the conversation that it is a turn of
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """New tokens of one request; the engine's own timestamps are its monotonic clock's, in seconds."""
+    """New tokens of one request; the engine's own timestamps are its monotonic clock's, in seconds.
+
+    ``cached_tokens``: of its prompt, that the engine found in its prefix cache; None where it says nothing.
+    """
 
     index: int
     new_tokens: int
     finished: bool
     queued_s: float | None = None
     scheduled_s: float | None = None
+    cached_tokens: int | None = None
 
 
 class Replica(Protocol):
@@ -62,4 +67,38 @@ class Server(Protocol):
     async def warm_up(self) -> None:
         """Serve a few requests, as real servers have before they are measured, and forget them."""
 
+
+class StartedServer(Server, Protocol):
+    """One that whoever started it has to close."""
+
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServerProgram:
+    """The engine's own OpenAI-style HTTP server: one replica, as a program to be started."""
+
+    command: list[str]
+    environment: Mapping[str, str]
+
+
+class Http(Protocol):
+    """A client of one server."""
+
+    async def get(self, path: str) -> str:
+        """The text of an answer; raises RuntimeError for one with an error's status."""
+
+    async def post(self, path: str, content: Mapping[str, Any] | None = None) -> Any:
+        """The JSON of an answer to JSON; raises RuntimeError likewise."""
+
+
+class ServerControl(Protocol):
+    """What a deployment asks of an HTTP server besides its OpenAI API."""
+
+    async def kv_cache_blocks(self) -> int: ...
+
+    async def reset(self) -> None:
+        """Forget cached prefixes and what `usage` counts; raises RuntimeError if it cannot."""
+
+    async def usage(self, folder: Path) -> None:
+        """Write ``kernels.parquet``: the launches since `reset`."""

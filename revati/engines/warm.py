@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from revati.engines.base import Replica, Server
+from revati.engines.base import Http, Replica, ServerControl, ServerProgram, StartedServer
 from revati.interception.core import NativeCore
 from revati.spec import DeploymentSpec
 from revati.timing.attach import LaunchPricing
@@ -44,8 +44,14 @@ class EngineModule(Protocol):
     def start(self, spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
         """Start the engine for all specs of this one's key; raises `InfeasibleError`."""
 
-    def serve(self, spec: DeploymentSpec, work_dir: Path) -> Server:
+    def serve(self, spec: DeploymentSpec, work_dir: Path) -> StartedServer:
         """Start the engine as its own processes, in this one's domain; raises `InfeasibleError`."""
+
+    def server_program(self, spec: DeploymentSpec, model_folder: Path, port: int) -> ServerProgram:
+        """One replica's HTTP server on this host's port, under emulation; raises `InfeasibleError`."""
+
+    def server_control(self, http: Http) -> ServerControl:
+        """What can be asked of a running server."""
 
     def before_fork(self, warm: WarmEngine, spec: DeploymentSpec) -> None:
         """In the warmed engine: find out what later trials like ``spec`` can reuse."""

@@ -13,10 +13,16 @@ from revati.search.errors import ConfigError, unknown
 from revati.search.knobs import engine_knobs, knob
 from revati.search.objective import Objective
 from revati.search.problem import Problem
-from revati.search.runner import DEPLOYMENTS
+from revati.search.space import REPLICAS, ROUTING, require_routing
 from revati.spec import HOST_MODES, DeploymentSpec, HostMode, HostSpec, ModelShape
 from revati.timing.source import UnknownSourceError, choose, source
-from revati.workload import Workload, WorkloadError, lengths_from_config
+from revati.workload import (
+    Workload,
+    WorkloadError,
+    lengths_from_config,
+    prefixes_from_config,
+    sessions_from_config,
+)
 
 ARRIVALS = ("poisson", "offline", "trace")
 TIMING_REQUIREMENTS = ("measured", "interpolated")
@@ -72,18 +78,8 @@ def one_spec(config: DictConfig) -> DeploymentSpec:
     problem = build_problem(config, num_gpus=1)
     knobs = plain(config.knobs)
     point = {name: knob(problem.engine, name).check(name, value) for name, value in knobs.items()}
+    require_routing(point.get(REPLICAS, 1), ROUTING in point)
     return problem.spec(point)
-
-
-def build_runner(config: DictConfig) -> str:
-    """The module that runs trials (see `revati.search.runner`).
-
-    Raises:
-        ConfigError: an unknown kind of deployment.
-    """
-    if config.deployment not in DEPLOYMENTS:
-        raise unknown("deployment", config.deployment, DEPLOYMENTS)
-    return DEPLOYMENTS[config.deployment]
 
 
 def build_objective(config: DictConfig) -> Objective:
@@ -101,19 +97,18 @@ def build_workload(config: DictConfig) -> Workload:
     try:
         if workload.arrivals == "trace":
             return _trace(workload)
-        lengths = lengths_from_config(plain(workload.lengths))
+        drawn: dict[str, Any] = {
+            "num_requests": workload.num_requests,
+            "lengths": lengths_from_config(plain(workload.lengths)),
+            "prefixes": prefixes_from_config(plain(workload.prefixes)),
+            "sessions": sessions_from_config(plain(workload.sessions)),
+            "seed": seed,
+        }
         if workload.arrivals == "offline":
-            return Workload.from_offline(
-                workload.name, num_requests=workload.num_requests, lengths=lengths, seed=seed
-            )
+            return Workload.from_offline(workload.name, **drawn)
         if workload.arrivals == "poisson":
-            return Workload.from_poisson(
-                workload.name,
-                request_rate_per_s=workload.request_rate_per_s,
-                num_requests=workload.num_requests,
-                lengths=lengths,
-                seed=seed,
-            )
+            rate = workload.request_rate_per_s
+            return Workload.from_poisson(workload.name, request_rate_per_s=rate, **drawn)
     except WorkloadError as error:
         raise ConfigError(" ".join(str(error).split())) from None
     raise unknown("workload.arrivals", workload.arrivals, ARRIVALS)
@@ -125,10 +120,7 @@ def _trace(workload: DictConfig) -> Workload:
             "workload.trace is null; accepted: a Parquet file with arrival_s, prompt_tokens, output_tokens"
         )
     trace = Workload.from_trace(Path(workload.trace), workload.name)
-    count = workload.num_requests or len(trace)
-    return Workload(
-        trace.name, trace.arrival_s[:count], trace.prompt_tokens[:count], trace.output_tokens[:count]
-    )
+    return trace.first(workload.num_requests) if workload.num_requests else trace
 
 
 def _require_unchanged_gpu(config: DictConfig) -> None:

@@ -29,6 +29,8 @@ class WorkloadConfig:
     num_requests: int = 200
     request_rate_per_s: float = 1.0
     lengths: dict[str, Any] = field(default_factory=dict)
+    prefixes: dict[str, Any] = field(default_factory=dict)  # of groups of prompts; empty: none
+    sessions: dict[str, Any] = field(default_factory=dict)  # conversations; empty: none
     trace: str | None = None  # Parquet file
 
 
@@ -87,7 +89,7 @@ class EmulateConfig:
     host: HostConfig = field(default_factory=HostConfig)
     timing: TimingConfig = field(default_factory=TimingConfig)
     knobs: dict[str, Any] = field(default_factory=dict)
-    deployment: str = "inprocess"  # inprocess | processes
+    deployment: str = "auto"  # auto | inprocess | processes
     seed: int = 0
     output_dir: str = MISSING
 
@@ -106,7 +108,14 @@ class SweepConfig(EmulateConfig):
 SCHEMAS: dict[str, type] = {"sweep": SweepConfig, "emulate": EmulateConfig}
 
 # Mappings that take new names; everything else has a fixed set of fields.
-OPEN_MAPPINGS = ("knobs", "engine.args", "objective.slo", "workload.lengths")
+OPEN_MAPPINGS = (
+    "knobs",
+    "engine.args",
+    "objective.slo",
+    "workload.lengths",
+    "workload.prefixes",
+    "workload.sessions",
+)
 
 
 def register() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from revati.deployment.routers import ROUTINGS
 from revati.search.errors import ConfigError, unknown
 
 
@@ -45,8 +46,8 @@ class Knob:
 DEPLOYMENT_KNOBS: dict[str, Knob] = {
     "tensor_parallel_size": Knob(int, choices=(1, 2, 4, 8)),
     "pipeline_parallel_size": Knob(int, choices=(1, 2, 4, 8)),
-    "replicas": Knob(int, choices=(1,)),
-    "routing": Knob(str, choices=("none",)),
+    "replicas": Knob(int, low=1, high=64),
+    "routing": Knob(str, choices=ROUTINGS),
 }
 
 _VLLM: dict[str, Knob] = {

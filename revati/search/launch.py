@@ -1,4 +1,4 @@
-"""The command that serves a recommended deployment for real."""
+"""The commands that serve a recommended deployment for real."""
 
 from __future__ import annotations
 
@@ -7,63 +7,67 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from revati.deployment.routers import POLICIES, router_arguments
 from revati.spec import DeploymentSpec
 
-# By engine: the server's command, and its names for the parallel sizes.
-_SERVERS = {
-    "sglang": ("python -m sglang.launch_server --model-path {}", "tp_size", "pp_size"),
-    "vllm": ("vllm serve {}", "tensor_parallel_size", "pipeline_parallel_size"),
-}
+_FIRST_PORT = 8001  # of the replicas behind a router
+_ENTRY_PORT = 8000
 
 
 def launch_script(spec: DeploymentSpec, served: str, environment: Mapping[str, str]) -> str:
-    """A shell script that starts the deployment; further arguments are passed on.
+    """A shell script that starts the deployment; further arguments are passed on to its servers.
 
     Args:
         served: what the engine loads: a Hugging Face id or a folder with the weights.
         environment: variables that the emulation assumed.
     """
+    policy = POLICIES.get(spec.routing)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(environment.items())]
-    lines = [
+    head = [
         "#!/bin/sh",
         f"# Recommended by Revati: {spec.model.name} on {spec.num_gpus} x {spec.gpu}.",
         "# Weights, tokenizer and access to them are yours to have.",
+        *([f"# The router: pip install {policy.router.package}=={policy.router.version}"] if policy else []),
         *exports,
-        "exec " + " \\\n  ".join([*command(spec, served), '"$@"']),
     ]
-    return "\n".join(lines) + "\n"
+    first, *others = commands(spec, served)
+    if not others:
+        return "\n".join([*head, f'exec {_lines(first)} \\\n  "$@"']) + "\n"
+    *servers, entry = [first, *others]
+    started = [f'{_lines(server)} \\\n  "$@" &\nservers="$servers $!"' for server in servers]
+    return (
+        "\n".join([*head, "trap 'kill $servers' EXIT", "trap exit INT TERM", *started, _lines(entry)]) + "\n"
+    )
 
 
 def deployment_environment(engine: str) -> dict[str, str]:
     """The variables that the engine's emulation assumes of a real deployment."""
-    settings: Any = importlib.import_module(f"revati.engines.{engine}.settings")
-    return dict(settings.DEPLOYMENT_ENVIRONMENT)
+    return dict(_settings(engine).DEPLOYMENT_ENVIRONMENT)
 
 
-def command(spec: DeploymentSpec, served: str) -> list[str]:
-    """The command, an element a shell word or an option with its value; quoted for a shell.
+def commands(spec: DeploymentSpec, served: str) -> list[str]:
+    """A command for each server, then the router's if there is one; a line each, quoted for a shell.
 
-    Raises:
-        NotImplementedError: an engine, or more than one replica, that there is no command for.
+    The servers' GPUs are numbered as if one machine had them all.
     """
-    if spec.engine not in _SERVERS or spec.replicas > 1:
-        raise NotImplementedError(f"no launch command for {spec.replicas} replicas of {spec.engine}")
-    program, tensor_parallel, pipeline_parallel = _SERVERS[spec.engine]
-    arguments: dict[str, Any] = {
-        tensor_parallel: spec.tensor_parallel_size,
-        "dtype": spec.model.dtype,
-        **spec.engine_args,
-    }
-    if spec.pipeline_parallel_size > 1:
-        arguments[pipeline_parallel] = spec.pipeline_parallel_size
-    options = (_option(spec.engine, name, value) for name, value in arguments.items())
-    return [program.format(shlex.quote(served)), *filter(None, options)]
+    server: list[str] = _settings(spec.engine).serve_command(spec, served)
+    if spec.routing not in POLICIES:
+        return [shlex.join(server)]
+    gpus = spec.num_gpus // spec.replicas
+    ports = range(_FIRST_PORT, _FIRST_PORT + spec.replicas)
+    lines = []
+    for number, port in enumerate(ports):
+        visible = ",".join(map(str, range(number * gpus, (number + 1) * gpus)))
+        lines.append(f"CUDA_VISIBLE_DEVICES={visible} {shlex.join([*server, '--port', str(port)])}")
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
+    router = router_arguments(spec.routing, urls, "0.0.0.0", _ENTRY_PORT)
+    return [*lines, shlex.join(["python", *router])]
 
 
-def _option(engine: str, name: str, value: Any) -> str:
-    dashed = name.replace("_", "-")
-    if isinstance(value, bool):
-        if engine == "sglang":  # its switches are only on
-            return f"--{dashed}" if value else ""
-        return f"--{dashed}" if value else f"--no-{dashed}"
-    return f"--{dashed} {shlex.quote(str(value))}"
+def _settings(engine: str) -> Any:
+    return importlib.import_module(f"revati.engines.{engine}.settings")
+
+
+def _lines(command: str) -> str:
+    """The command with a line for each option."""
+    return command.replace(" --", " \\\n  --")

@@ -17,7 +17,7 @@ DIRECTIONS = ("max", "min")
 
 def natural_direction(metric: str) -> str:
     """Latencies and durations are better low, rates are better high."""
-    return "max" if "_per_s" in metric else "min"
+    return "max" if "_per_s" in metric or metric.endswith("_rate") else "min"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,9 @@ import revati
 from revati.search.build import plain
 from revati.search.columns import SHARE_COLUMNS, trials_table
 from revati.search.errors import ConfigError
-from revati.search.launch import deployment_environment, launch_script
+from revati.search.launch import commands, deployment_environment, launch_script
 from revati.search.ledger import Ledger
-from revati.search.objective import Objective
+from revati.search.objective import Objective, natural_direction
 from revati.search.problem import Problem
 from revati.search.progress import format_metric
 from revati.search.report import report_html
@@ -94,14 +94,13 @@ def write_results(
     temporary.replace(folder / "trials.parquet")
     recommended = None if best is None else rows[best]
     _write_pareto(folder / "pareto.csv", [rows[index] for index in front], objective, space, recommended)
-    script = None
-    if best is not None:
-        served = config.model.hub_id or config.model.name
-        spec = problem.spec(ok[best][0])
-        script = launch_script(spec, served, deployment_environment(spec.engine))
+    spec = None if best is None else problem.spec(ok[best][0])
+    served = config.model.hub_id or config.model.name
+    script = None if spec is None else launch_script(spec, served, deployment_environment(spec.engine))
     summary = _write_recommended(folder / "recommended", objective, rows, recommended, script)
-    if best is not None:
-        _replace(folder / "recommended" / "deployment.json", problem.spec(ok[best][0]).to_json() + "\n")
+    if spec is not None:
+        _replace(folder / "recommended" / "deployment.json", spec.to_json() + "\n")
+        summary += "".join(f"\n  {command}" for command in commands(spec, served))
     _replace(
         folder / "report.html",
         report_html(
@@ -180,8 +179,7 @@ def _write_recommended(
         f"Pareto-optimal trials{' that meet the SLO' if objective.slo else ''}. Emulated, not measured:\n\n"
         f"{lines}\n\nGPU time by where its duration comes from: {shares}.\n",
     )
-    command = script[script.index("exec ") + 5 :].replace(" \\\n ", "").replace(' "$@"', "").strip()
-    return f"Recommended: trial {best['trial_id']}, {format_metric(objective.primary, best)}\n  {command}"
+    return f"Recommended: trial {best['trial_id']}, {format_metric(objective.primary, best)}"
 
 
 def _why_none(objective: Objective, rows: list[dict[str, Any]]) -> str:
@@ -191,7 +189,7 @@ def _why_none(objective: Objective, rows: list[dict[str, Any]]) -> str:
     for name, bound in objective.slo.items():
         values = [row[name] for row in rows if row.get(name) is not None]
         keeping = sum(objective.violations(row)[name] <= 0 for row in rows)
-        best = (max if name.endswith("per_gpu") or "_per_s" in name else min)(values, default=float("nan"))
+        best = (max if natural_direction(name) == "max" else min)(values, default=float("nan"))
         bounds.append(f"{name}, bound {bound:g}: kept by {keeping} of {len(rows)}, best {best:.4g}")
     return "no trial meets the SLO (" + "; ".join(bounds) + ")."
 

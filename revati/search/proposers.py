@@ -150,14 +150,16 @@ class OptunaProposer:
         self._study.tell(trial, values)
 
     def _to_point(self, params: dict[str, Any]) -> Point:
-        return {
-            name: domain.values[params[name]] if isinstance(domain, Choice) else params[name]
-            for name, domain in self._space.domains.items()
-        }
+        return self._space.canonical(
+            {
+                name: domain.values[params[name]] if isinstance(domain, Choice) else params[name]
+                for name, domain in self._space.domains.items()
+            }
+        )
 
     def _to_params(self, point: Point) -> dict[str, Any]:
         return {
-            name: domain.values.index(point[name]) if isinstance(domain, Choice) else point[name]
+            name: _index(domain, point[name]) if isinstance(domain, Choice) else point[name]
             for name, domain in self._space.domains.items()
         }
 
@@ -227,6 +229,11 @@ def _draw_distinct(space: SearchSpace, count: int, rng: random.Random) -> list[P
         repeats = repeats + 1 if point_key(point) in points else 0
         points.setdefault(point_key(point), point)
     return list(points.values())
+
+
+def _index(domain: Choice, value: Any) -> int:
+    """The value's place; a canonical point's value that is none of the choices may take any."""
+    return domain.values.index(value) if value in domain.values else 0
 
 
 def _distribution(domain: Choice | Range) -> Any:

@@ -25,8 +25,8 @@ from revati.search.trial import TrialOutput, run_trial
 from revati.spec import DeploymentSpec
 from revati.workload import Workload
 
-# An emulated engine and the Ray worker that waits for it.
-_TRIAL_BYTES = 2 << 30
+# An emulated engine, and the Ray worker that waits for a trial.
+_ENGINE_BYTES, _WORKER_BYTES = 3 << 29, 1 << 29
 # The engine's template, Ray's own processes and this one.
 _BASE_BYTES = 5 << 30
 
@@ -61,10 +61,11 @@ class TrialSetup:
     folder: Path  # of the sweep's output
 
 
-def default_concurrency() -> int:
-    """Trials at a time that this machine's cores and available memory can carry."""
+def default_concurrency(replicas: int = 1) -> int:
+    """Trials with so many replicas at a time that this machine's cores and available memory can carry."""
     cores = len(os.sched_getaffinity(0))
-    return max(1, min(cores, (_available_bytes() - _BASE_BYTES) // _TRIAL_BYTES))
+    trial_bytes = replicas * _ENGINE_BYTES + _WORKER_BYTES
+    return max(1, min(cores, (_available_bytes() - _BASE_BYTES) // trial_bytes))
 
 
 def _available_bytes() -> int:

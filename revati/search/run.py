@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from revati.search import output
-from revati.search.build import build_objective, build_problem, build_runner, build_workload, plain
+from revati.search.build import build_objective, build_problem, build_workload, plain
 from revati.search.campaign import Campaign
 from revati.search.cli import INTERRUPTED
 from revati.search.errors import ConfigError, unknown
@@ -20,6 +20,7 @@ from revati.search.objective import Objective
 from revati.search.problem import Problem
 from revati.search.progress import Progress
 from revati.search.proposers import ALGORITHMS, Proposer, make_proposer
+from revati.search.runner import runner_for
 from revati.search.space import JointSpace, SearchSpace, load_joint_space, load_space
 from revati.workload import Workload
 
@@ -81,8 +82,7 @@ def _space(config: DictConfig, problem: Problem) -> SearchSpace:
 
 def check_sweep(config: DictConfig) -> None:
     """Raise ConfigError if the sweep cannot be run as it was asked for."""
-    build(config)
-    build_runner(config)
+    runner_for(config.deployment, build(config).space.replicas)
     folder = Path(config.output_dir)
     if (folder / LEDGER).exists():
         output.require_same_sweep(folder, config)
@@ -105,7 +105,7 @@ def run_sweep(config: DictConfig, folder: Path, overrides: list[str], runner: st
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     output.write_config(folder, config, overrides, sweep.workload)
-    concurrency = config.search.max_concurrent or default_concurrency()
+    concurrency = config.search.max_concurrent or default_concurrency(max(sweep.space.replicas))
     with Ledger(folder / LEDGER) as ledger:
         progress = Progress(sweep.objective, sweep.space, sweep.total, ledger.rows)
         progress.say(_headline(sweep, folder, concurrency, len(ledger.rows)))
@@ -120,7 +120,7 @@ def run_sweep(config: DictConfig, folder: Path, overrides: list[str], runner: st
             on_engine=progress.engine,
         )
         setup = TrialSetup(
-            runner or build_runner(config),
+            runner or runner_for(config.deployment, sweep.space.replicas),
             sweep.problem.gpu,
             sweep.engines,
             folder / output.WORKLOAD,

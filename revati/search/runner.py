@@ -7,17 +7,39 @@ nothing here loads an engine.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
+from revati.search.errors import ConfigError, unknown
 from revati.spec import DeploymentSpec
 from revati.workload import Workload
 
-RUNNER = "revati.deployment.runner"
 # How a trial's engine runs → module with TemplateServer and TemplateClient.
-DEPLOYMENTS = {"inprocess": RUNNER, "processes": "revati.deployment.processes"}
+RUNNERS = {
+    "inprocess": "revati.deployment.runner",
+    "processes": "revati.deployment.processes",
+    "mixed": "revati.deployment.mixed",
+}
+DEPLOYMENTS = ("auto", "inprocess", "processes")
+
+
+def runner_for(deployment: str, replicas: Collection[int]) -> str:
+    """The module that runs trials with these numbers of replicas.
+
+    ``auto``: one replica in one process, several as processes of their own.
+
+    Raises:
+        ConfigError: an unknown kind of deployment, or one that cannot have so many replicas.
+    """
+    if deployment not in DEPLOYMENTS:
+        raise unknown("deployment", deployment, DEPLOYMENTS)
+    if deployment == "auto":
+        deployment = "inprocess" if max(replicas) == 1 else "processes" if min(replicas) > 1 else "mixed"
+    elif deployment == "inprocess" and max(replicas) > 1:
+        raise ConfigError("deployment=inprocess has one replica; accepted for more: auto, processes")
+    return RUNNERS[deployment]
 
 
 class TrialResult(Protocol):

@@ -13,11 +13,14 @@ from typing import Any
 import yaml
 
 from revati import paths
+from revati.deployment.routers import ROUTINGS
 from revati.search.errors import ConfigError, unknown
 from revati.search.knobs import DEPLOYMENT_KNOBS, Knob, engine_knobs, knob
+from revati.spec import NO_ROUTING
 
 Point = dict[str, Any]
 ENGINE = "engine"  # the key of a point in a sweep over several engines
+REPLICAS, ROUTING = "replicas", "routing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +67,28 @@ class SearchSpace:
     def size(self) -> int | None:
         """The number of combinations; None if a range makes it too many to count on."""
         lengths = [len(domain.values) for domain in self.domains.values() if isinstance(domain, Choice)]
-        return math.prod(lengths) if len(lengths) == len(self.domains) else None
+        if len(lengths) < len(self.domains):
+            return None
+        count, routing = math.prod(lengths), self.domains.get(ROUTING)
+        if 1 in self.replicas and isinstance(routing, Choice):
+            unrouted = count // len(self.replicas)
+            count -= unrouted - unrouted // len(routing.values)
+        return count
+
+    @property
+    def replicas(self) -> tuple[int, ...]:
+        """The numbers of replicas that may occur; the ends of a range."""
+        domain = self.domains.get(REPLICAS, Choice((1,)))
+        return domain.values if isinstance(domain, Choice) else (int(domain.low), int(domain.high))
+
+    def canonical(self, point: Point) -> Point:
+        """The point itself, or the one that is the same deployment: one replica needs no routing."""
+        if ROUTING not in point or point.get(REPLICAS, 1) > 1:
+            return point
+        return {**point, ROUTING: NO_ROUTING}
 
     def grid(self) -> Iterator[Point]:
-        """Every combination.
+        """Every combination, once.
 
         Raises:
             ConfigError: a knob has a range, of which there are too many values.
@@ -80,11 +101,15 @@ class SearchSpace:
                 )
         names = list(self.domains)
         values = (domain.values for domain in self.domains.values() if isinstance(domain, Choice))
+        seen = set()
         for combination in itertools.product(*values):
-            yield dict(zip(names, combination, strict=True))
+            point = self.canonical(dict(zip(names, combination, strict=True)))
+            if point_key(point) not in seen:
+                seen.add(point_key(point))
+                yield point
 
     def draw(self, rng: random.Random) -> Point:
-        return {name: domain.draw(rng) for name, domain in self.domains.items()}
+        return self.canonical({name: domain.draw(rng) for name, domain in self.domains.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +127,10 @@ class JointSpace(SearchSpace):
         for part in parts.values():
             domains |= part.domains
         return cls(domains, parts)
+
+    @property
+    def replicas(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(count for part in self.parts.values() for count in part.replicas))
 
     @property
     def size(self) -> int | None:
@@ -144,7 +173,18 @@ def load_space(name: str, engine: str, overrides: Mapping[str, Any]) -> SearchSp
     if content["engine"] != engine:
         raise ConfigError(f"search space {path} is for engine {content['engine']!r}, not for {engine!r}")
     knobs = {**(content["knobs"] or {}), **overrides}
-    return SearchSpace({key: parse_domain(engine, key, value) for key, value in knobs.items()})
+    space = SearchSpace({key: parse_domain(engine, key, value) for key, value in knobs.items()})
+    require_routing(max(space.replicas), ROUTING in space.domains)
+    return space
+
+
+def require_routing(replicas: int, routed: bool) -> None:
+    """Raise ConfigError if there is no routing for several replicas, or one for a single replica."""
+    accepted = ", ".join(ROUTINGS)
+    if replicas > 1 and not routed:
+        raise ConfigError(f"knob replicas={replicas} needs knob routing; accepted: {accepted}")
+    if replicas == 1 and routed:
+        raise ConfigError("knob routing needs knob replicas; accepted: an integer >= 2, or a list with one")
 
 
 def load_joint_space(engines: Sequence[str], overrides: Mapping[str, Any]) -> JointSpace:

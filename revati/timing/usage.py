@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -58,6 +58,19 @@ class Usage:
     """The distinct launches of a run."""
 
     used: list[UsedLaunch]
+
+    @classmethod
+    def of_tables(cls, tables: Iterable[pa.Table]) -> Usage:
+        """What several runs' tables (see `table`) tell together."""
+        found: dict[tuple[str, str, str, float], UsedLaunch] = {}
+        for row in (row for table in tables for row in table.to_pylist()):
+            key = (row["name"], row["shape"], row["provenance"], row["rel_std"])
+            estimate = Estimate(row["duration_us"], row["provenance"], row["rel_std"], row["kind"])
+            before = found.get(key)
+            launches = row["launches"] + (before.launches if before else 0)
+            gpu_time_us = row["gpu_time_us"] + (before.gpu_time_us if before else 0.0)
+            found[key] = UsedLaunch(row["name"], row["shape"], estimate, launches, gpu_time_us)
+        return cls(list(found.values()))
 
     def shares(self) -> dict[str, float]:
         """Fraction of GPU time by provenance; all zero before anything ran."""

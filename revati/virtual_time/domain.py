@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -140,6 +141,19 @@ class Domain:
     def now_s(self) -> float:
         """Virtual time since the creation."""
         return self._library.now_ns() * 1e-9
+
+    def hold(self) -> None:
+        """Stop all members where they are, and with them the clock, until `go_on`."""
+        self._signal_members(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let members that `hold` has stopped run again."""
+        self._signal_members(signal.SIGCONT)
+
+    def _signal_members(self, number: signal.Signals) -> None:
+        for pid in self._library.members():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def counters(self) -> DomainCounters:
         return self._library.counters()

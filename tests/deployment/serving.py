@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from tokenizer import write_model
 
+from revati.deployment.fleet import free_port
 from revati.deployment.runner import TemplateClient, TemplateServer
-from revati.spec import DeploymentSpec
+from revati.engines.common import served_model_folder
+from revati.spec import DeploymentSpec, ModelShape
 from revati.virtual_time.host_table import HostTable
 from revati.workload import Workload
 
@@ -28,17 +28,11 @@ TINY = {
 VLLM = str(Path(sys.executable).parent / "vllm")
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def commands(
     folder: Path, hf_config: dict[str, Any], server: Sequence[str], client: Sequence[str]
 ) -> tuple[list[str], Path]:
     """``vllm serve … --and vllm bench serve …``, and where the client's report will be."""
-    model, port = write_model(folder / "model", hf_config), str(free_port())
+    model, port = served_model_folder(ModelShape("served", hf_config)), str(free_port())
     report = folder / "report.json"
     words = [VLLM, "serve", str(model), "--load-format", "dummy", "--port", port, *server, "--and"]
     words += [VLLM, "bench", "serve", "--model", str(model), "--port", port, "--ignore-eos"]

@@ -11,7 +11,8 @@ import pytest
 
 from revati.deployment.runner import TemplateClient, TemplateServer, TrialResult
 from revati.spec import DeploymentSpec
-from revati.workload import LognormalLengths, Workload
+from revati.workload import LognormalLengths, Sessions, SharedPrefixes, Workload
+from tests.engines.prefixes import cached_tokens
 
 MakeSpec = Callable[..., DeploymentSpec]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first run ever installs SGLang
@@ -55,6 +56,21 @@ def test_requests_get_their_tokens_and_knobs_act_on_a_warm_engine(
     assert alone["ttft_s"].max() > 3 * first["ttft_s"].max()
     batches = pq.read_table(tmp_path / "one" / "phases.parquet")["requests"].to_numpy()
     assert batches.max() == 1
+
+
+def test_turns_and_prefixes_are_found_in_the_radix_cache(
+    client: TemplateClient, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    """To the token: what clients send back of an answer is what the emulated model has sampled."""
+    workload = Workload.from_poisson(
+        "w", request_rate_per_s=1.0, num_requests=24, lengths=LognormalLengths(output_max=60), seed=3,
+        prefixes=SharedPrefixes(groups=2, tokens=256), sessions=Sessions(turns=3, think_time_s=0.5),
+    )  # fmt: skip
+    result = client.run(make_spec(engine="sglang", engine_args=FEW_GRAPHS), workload, tmp_path)
+    assert result.status == "ok", result.reason
+    # Overlapped scheduling has launched one more step before it sees that an answer is complete.
+    expected = cached_tokens(workload, block=1, left_out=0)
+    assert pq.read_table(result.requests_path)["cached_tokens"].to_pylist() == expected
 
 
 def test_decodes_replay_full_graphs_and_prefills_piecewise_ones(

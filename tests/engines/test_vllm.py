@@ -21,7 +21,8 @@ import pytest
 from revati.deployment.runner import TemplateClient, TemplateServer
 from revati.engines.vllm.start import SHARE_VARIABLE
 from revati.spec import DeploymentSpec, HostSpec
-from revati.workload import LognormalLengths, Workload
+from revati.workload import LognormalLengths, Sessions, SharedPrefixes, Workload
+from tests.engines.prefixes import cached_tokens
 
 MakeSpec = Callable[..., DeploymentSpec]
 pytestmark = pytest.mark.slow
@@ -57,6 +58,26 @@ def test_every_request_gets_its_tokens(
     shares = [share for name, share in result.provenance.items() if name.startswith("gpu_time_share_")]
     assert sum(shares) == pytest.approx(1.0)
     assert result.kv_cache_blocks > 0
+
+
+def test_turns_and_prefixes_are_found_in_the_prefix_cache(
+    client: TemplateClient, make_spec: MakeSpec, out_dir: Path
+) -> None:
+    """To the block: what clients send back of an answer is what the emulated model has sampled."""
+    workload = Workload.from_poisson(
+        "w", request_rate_per_s=1.0, num_requests=24, lengths=LognormalLengths(output_max=60), seed=3,
+        prefixes=SharedPrefixes(groups=2, tokens=256), sessions=Sessions(turns=3, think_time_s=0.5),
+    )  # fmt: skip
+    result = client.run(make_spec(), workload, out_dir)
+    assert result.status == "ok", result.reason
+    requests = pq.read_table(result.requests_path).to_pandas()
+    assert cached_tokens(workload, block=16, left_out=1) == requests.cached_tokens.tolist()
+    later = workload.sharing.think_s > 0
+    answered_s = requests.arrival_s + requests.e2e_s
+    previous = {after: turn for turn, after in enumerate(workload.sharing.next_turn()) if after >= 0}
+    for turn in np.flatnonzero(later):
+        waited_s = requests.arrival_s[turn] - answered_s[previous[turn]]
+        assert waited_s == pytest.approx(workload.sharing.think_s[turn], abs=1e-6)
 
 
 def test_decode_steps_replay_full_graphs_and_prefills_piecewise_ones(

@@ -33,7 +33,12 @@ REFUSALS = [
     (["+model=llama7b", "engine=tgi"], "unknown engine 'tgi'; accepted: sglang, vllm"),
     (["+model=llama7b", "search=bayes"], "unknown search 'bayes'; accepted: grid, nsga2, random, tpe"),
     (["+model=llama7b", "objective=x"], "unknown objective 'x'; accepted: batch, goodput, serving"),
-    (["+model=llama7b", "workload=x"], "unknown workload 'x'; accepted: fixed, offline, sharegpt, trace"),
+    (["+model=llama7b", "workload=x"], "unknown workload 'x'; accepted: fixed, heavy_tail, multi_turn"),
+    (
+        ["+model=llama7b", "workload.prefixes.group=2"],
+        "unknown option 'group' of prefixes; use groups, tokens",
+    ),
+    (["+model=llama7b", "workload.sessions.turns=0"], "turns and context_tokens_max must be 1 or more"),
     (["+model=llama7b", "knobs.max_num_seq=1"], "unknown vllm knob 'max_num_seq'; accepted: tensor_parallel"),
     (["+model=llama7b", "knobs.max_num_seqs=abc"], "accepted: an integer from 1"),
     (["+model=llama7b", "knobs.tensor_parallel_size=3"], "accepted: 1, 2, 4, 8"),
@@ -65,7 +70,22 @@ REFUSALS = [
     (["+model=llama7b", "search.algorithm=x"], "accepted: grid, random, tpe, nsga2"),
     (["+model=llama7b", "search.num_trials=0"], "accepted: an integer >= 1"),
     (["+model=llama7b", "search=tpe", "search.num_trials=null"], "accepted by this algorithm"),
-    (["+model=llama7b", "search_space=x"], "unknown search space 'x'; accepted: default, scheduler"),
+    (["+model=llama7b", "search_space=x"], "unknown search space 'x'; accepted: default, routing"),
+    (["+model=llama7b", "knobs.replicas=2"], "replicas=2 needs knob routing; accepted: random, round_robin"),
+    (
+        ["+model=llama7b", "knobs.routing=random"],
+        "knob routing needs knob replicas; accepted: an integer >= 2",
+    ),
+    (
+        ["+model=llama7b", "knobs.replicas=2", "knobs.routing=fastest"],
+        "routing='fastest': accepted: random, round_robin, cache_aware, power_of_two, consistent_hash, "
+        "sticky_least_loaded, sglang_power_of_two, data_parallel",
+    ),
+    (
+        ["+model=llama7b", "knobs.replicas=2", "knobs.routing=random", "deployment=inprocess"],
+        "deployment=inprocess has one replica; accepted for more: auto, processes",
+    ),
+    (["+model=llama7b", "deployment=x"], "unknown deployment 'x'; accepted: auto, inprocess, processes"),
     (["+model=llama7b", "search_space=scheduler"], "accepted by search=grid: a list"),
     (["+model=llama7b", "host=x", "host.mode=table"], "unknown host.name 'x'; accepted: "),
     (["+model=llama7b", "host.mode=x"], "accepted: table, measured, free"),

@@ -10,7 +10,7 @@ from revati.deployment.metrics import Slo
 from revati.search import cli
 from revati.search.errors import ConfigError
 from revati.search.knobs import engine_knobs
-from revati.search.launch import command
+from revati.search.launch import commands
 from revati.search.objective import Objective
 from revati.search.problem import Problem
 from revati.search.proposers import Outcome, make_proposer
@@ -82,10 +82,7 @@ def test_the_default_space_of_sglang_is_its_own() -> None:
 def test_sglang_is_launched_by_its_own_names() -> None:
     point = {"engine": "sglang", "tensor_parallel_size": 2, "chunked_prefill_size": 2048}
     spec = problem().spec({**point, "enable_mixed_chunk": True, "disable_radix_cache": False})
-    assert command(spec, "org/tiny") == [
-        "python -m sglang.launch_server --model-path org/tiny",
-        "--tp-size 2",
-        "--dtype bfloat16",
-        "--chunked-prefill-size 2048",
-        "--enable-mixed-chunk",
+    assert commands(spec, "org/tiny") == [
+        "python -m sglang.launch_server --model-path org/tiny --tp-size 2 --dtype bfloat16 "
+        "--chunked-prefill-size 2048 --enable-mixed-chunk"
     ]

@@ -78,7 +78,7 @@ def test_bad_space_files(tmp_path: Path, content: str, accepted: str) -> None:
 
 
 def test_unknown_space_names_the_known() -> None:
-    with pytest.raises(ConfigError, match="default, scheduler"):
+    with pytest.raises(ConfigError, match="default, routing, scheduler"):
         load_space("nope", "vllm", {})
 
 

@@ -7,7 +7,7 @@ import pytest
 from revati.interception.gpu import load_gpu
 from revati.timing.estimate import Estimate
 from revati.timing.power import demand
-from revati.timing.usage import LaunchLog
+from revati.timing.usage import LaunchLog, Usage
 
 
 def test_launches_are_counted_by_what_is_known_of_them() -> None:
@@ -42,6 +42,17 @@ def test_launches_are_counted_by_what_is_known_of_them() -> None:
         "provenance": "interpolated",
         "rel_std": 0.1,
     }
+
+
+def test_tables_of_several_runs_add_up() -> None:
+    log = LaunchLog()
+    log.add("gemm bf16", "m=1", Estimate(10.0, "measured", 0.02, "gemm"))
+    log.add("nobody_knows", "grid (1, 1, 1)", Estimate(5.0, "roofline", 0.5, "elementwise"))
+    one, other = log.usage([600_000, 0], [60, 0]), log.usage([200_000, 200_000], [20, 40])
+    both = log.usage([800_000, 200_000], [80, 40])
+    merged = Usage.of_tables([one.table(), other.table()])
+    assert merged.columns() == pytest.approx(both.columns())
+    assert merged.table().to_pylist() == both.table().to_pylist()
 
 
 def test_a_run_without_launches_has_no_shares() -> None:

@@ -100,6 +100,21 @@ def test_killed_anywhere_in_the_protocol() -> None:
             assert line_of(counter) == "on"
 
 
+def test_a_domain_on_hold_stands_still(members: Members) -> None:
+    ticking = "import time\nwhile True: time.sleep(1); print(time.monotonic(), flush=True)"
+    ticker = members.start(ticking)
+    line_of(ticker)
+    members.domain.hold()
+    time.sleep(0.1)
+    before_s = members.domain.now_s
+    time.sleep(4)  # longer than a stuck domain lives
+    assert members.domain.now_s == before_s
+    members.domain.go_on()
+    time.sleep(0.2)
+    assert members.domain.now_s > before_s + 10
+    assert members.domain.ended is None
+
+
 def test_a_member_stopped_between_grant_and_wake_holds_the_clock(members: Members) -> None:
     stopped = members.start(
         "import sys, time\nprint('up'); sys.stdin.readline(); time.sleep(10); print(time.monotonic_ns())",

@@ -173,6 +173,27 @@ print(libc.revati_now() - begin)
     assert members.run(counting) == [str(10 * 10**9)]
 
 
+def test_threads_of_a_program_that_has_overwritten_its_environment(members: Members) -> None:
+    """As setproctitle does; what it was started with must not be asked for again."""
+    starting = """
+import ctypes, threading
+begin, end = map(int, open("/proc/self/stat").read().rsplit(")", 1)[1].split()[47:49])
+ctypes.memset(begin, 0, end - begin)
+def work():
+    lock.acquire()
+    lock.release()
+for _ in range(300):
+    lock = threading.Lock()
+    lock.acquire()
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads: thread.start()
+    lock.release()
+    for thread in threads: thread.join()
+print("done")
+"""
+    assert members.run(starting) == ["done"]
+
+
 def test_cpu_time_moves_clocks_by_the_factor() -> None:
     burning = """
 import time

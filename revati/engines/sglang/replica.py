@@ -95,6 +95,8 @@ class SglangReplica:
 def _outputs(batch: Any) -> list[RequestOutput]:
     assert batch.output_ids is not None
     return [
-        RequestOutput(index=int(rid), new_tokens=len(tokens), finished=reason is not None)
-        for rid, tokens, reason in zip(batch.rids, batch.output_ids, batch.finished_reasons, strict=True)
+        RequestOutput(int(rid), len(tokens), finished=reason is not None, cached_tokens=int(cached))
+        for rid, tokens, reason, cached in zip(
+            batch.rids, batch.output_ids, batch.finished_reasons, batch.cached_tokens, strict=True
+        )
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from revati import environments
+from revati.engines.options import options
 from revati.spec import DeploymentSpec
 
 # What the emulated deployment assumes of a real one; belongs into the launch command.
@@ -46,3 +47,15 @@ def server_arguments(spec: DeploymentSpec, model_folder: Path) -> dict[str, Any]
         "log_level": "info",
         **spec.engine_args,
     }
+
+
+def serve_command(spec: DeploymentSpec, model: str) -> list[str]:
+    """The words of the command that serves ``model``: one replica."""
+    arguments: dict[str, Any] = {
+        "tp_size": spec.tensor_parallel_size,
+        "dtype": spec.model.dtype,
+        **spec.engine_args,
+    }
+    if spec.pipeline_parallel_size > 1:
+        arguments["pp_size"] = spec.pipeline_parallel_size
+    return ["python", "-m", "sglang.launch_server", "--model-path", model, *options(arguments)]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from revati.engines.base import InfeasibleError, Server
+from revati.engines.base import Http, InfeasibleError, ServerControl, ServerProgram, StartedServer
 from revati.engines.common import deployment_costs, import_for_forks, rank_shape, write_model_folder
 from revati.engines.sglang.settings import DEPLOYMENT_ENVIRONMENT, process_environment
 from revati.engines.warm import WarmEngine
@@ -65,8 +65,16 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     return WarmEngine(replica, core, meter, pricing)
 
 
-def serve(spec: DeploymentSpec, work_dir: Path) -> Server:
+def serve(spec: DeploymentSpec, work_dir: Path) -> StartedServer:
     raise InfeasibleError("SGLang as its own processes is not emulated yet: deployment=inprocess")
+
+
+def server_program(spec: DeploymentSpec, model_folder: Path, port: int) -> ServerProgram:
+    raise InfeasibleError("replicas of SGLang are not emulated yet: replicas=1")
+
+
+def server_control(http: Http) -> ServerControl:
+    raise InfeasibleError("replicas of SGLang are not emulated yet: replicas=1")
 
 
 def before_fork(warm: WarmEngine, spec: DeploymentSpec) -> None:

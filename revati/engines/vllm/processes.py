@@ -9,16 +9,15 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from revati.engines.common import host_costs
 from revati.engines.emulation import Emulation
+from revati.engines.refusals import tell_refusal
 from revati.interception.core import NativeCore
 from revati.virtual_time.host import FreeHost, HostCosts, HostMeter
 
 SENT_AT = "_revati_sent_ns"  # of a message from the core to its workers
-_REFUSAL_VARIABLE = "REVATI_REFUSAL_FILE"
 
 
 class EmulatedProcess:
@@ -39,6 +38,7 @@ def register() -> None:
     emulation = Emulation.of_process()
     if emulation is None:
         return
+    from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.core import EngineCore
 
     if hasattr(EngineCore, "_revati"):
@@ -46,19 +46,14 @@ def register() -> None:
     from revati.engines.vllm import core_process, frontend_process, worker_process
 
     process = EngineCore._revati = EmulatedProcess(emulation)
+    EngineArgs.create_engine_config = telling_refusals(EngineArgs.create_engine_config)
     worker_process.prepare(process)
     core_process.prepare(process)
     frontend_process.prepare(process)
 
 
-def tell_refusals_to(path: Path) -> None:
-    """Let the engine's processes write why they refuse their configuration: across processes it gets lost."""
-    path.unlink(missing_ok=True)
-    os.environ[_REFUSAL_VARIABLE] = str(path)
-
-
 def telling_refusals(method: Callable[..., Any]) -> Callable[..., Any]:
-    """``method``, whose refusal is written where `tell_refusals_to` says."""
+    """``method``, whose refusal is told (see `revati.engines.refusals`)."""
     import torch
 
     @functools.wraps(method)
@@ -66,9 +61,7 @@ def telling_refusals(method: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return method(*args, **kwargs)
         except (ValueError, torch.OutOfMemoryError) as error:  # vLLM's own refusals are ValueErrors
-            path = os.environ.get(_REFUSAL_VARIABLE)
-            if path and not Path(path).exists():
-                Path(path).write_text(f"{type(error).__name__}: {error}")
+            tell_refusal(f"{type(error).__name__}: {error}")
             raise
 
     return told

@@ -110,6 +110,7 @@ class VllmReplica:
             finished=finished,
             queued_s=events.get(EngineCoreEventType.QUEUED),
             scheduled_s=events.get(EngineCoreEventType.SCHEDULED),
+            cached_tokens=output.prefill_stats.num_cached_tokens if output.prefill_stats else None,
         )
 
     # What a phase costs depends on the batch, which is known after scheduling and until the update.

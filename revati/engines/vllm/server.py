@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from revati.engines.base import InfeasibleError, Request, RequestOutput
 from revati.engines.common import write_model_folder
-from revati.engines.vllm.processes import tell_refusals_to
+from revati.engines.refusals import refusal_environment
 from revati.engines.vllm.sampling import sampling_parameters
 from revati.engines.vllm.settings import engine_arguments
 from revati.spec import DeploymentSpec
@@ -35,7 +36,8 @@ class VllmServer:
         except ValueError as error:  # vLLM's own refusals
             raise InfeasibleError(f"{type(error).__name__}: {error}") from error
         refusal = work_dir / "refusal.txt"
-        tell_refusals_to(refusal)
+        refusal.unlink(missing_ok=True)
+        os.environ.update(refusal_environment(refusal))
         try:
             self._llm = AsyncLLM.from_vllm_config(config)
         except RuntimeError as error:
@@ -59,6 +61,7 @@ class VllmServer:
                 finished=output.finished,
                 queued_s=stats.queued_ts if stats else None,
                 scheduled_s=stats.scheduled_ts if stats else None,
+                cached_tokens=output.num_cached_tokens,
             )
 
     async def usage(self, folder: Path) -> dict[str, float]:

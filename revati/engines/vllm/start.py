@@ -6,15 +6,19 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from revati.engines.base import Server
+from revati.engines.base import Http, ServerControl, ServerProgram, StartedServer
 from revati.engines.common import deployment_costs, import_for_forks, rank_shape, write_model_folder
+from revati.engines.vllm.http_control import HttpControl
 from revati.engines.vllm.memory import Limits
 from revati.engines.vllm.settings import (
     DEPLOYMENT_ENVIRONMENT,
     EMULATION_ENVIRONMENT,
     IN_PROCESS_ENVIRONMENT,
+    SERVED_ENVIRONMENT,
+    serve_command,
 )
 from revati.engines.warm import WarmEngine
+from revati.environments import interpreter
 from revati.interception.core import NativeCore
 from revati.interception.gpu import load_gpu
 from revati.spec import DeploymentSpec, HostSpec
@@ -32,11 +36,11 @@ SHARE_VARIABLE = "REVATI_SHARE_ENGINES"
 
 
 def environment() -> dict[str, str]:
-    return {**served_environment(), **IN_PROCESS_ENVIRONMENT}
+    return {**DEPLOYMENT_ENVIRONMENT, **EMULATION_ENVIRONMENT, **IN_PROCESS_ENVIRONMENT}
 
 
 def served_environment() -> dict[str, str]:
-    return {**DEPLOYMENT_ENVIRONMENT, **EMULATION_ENVIRONMENT}
+    return {**DEPLOYMENT_ENVIRONMENT, **EMULATION_ENVIRONMENT, **SERVED_ENVIRONMENT}
 
 
 def preload() -> None:
@@ -74,10 +78,26 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     return WarmEngine(replica, core, meter, pricing)
 
 
-def serve(spec: DeploymentSpec, work_dir: Path) -> Server:
+def serve(spec: DeploymentSpec, work_dir: Path) -> StartedServer:
     from revati.engines.vllm.server import VllmServer
 
     return VllmServer(spec, work_dir)
+
+
+def server_program(spec: DeploymentSpec, model_folder: Path, port: int) -> ServerProgram:
+    program, *arguments = serve_command(spec, str(model_folder))
+    assert program == "vllm"
+    arguments += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", spec.model.name]
+    arguments += ["--load-format", "dummy", "--seed", str(spec.seed)]
+    # What is cached of a prompt, and how many tokens each part of an answer has.
+    arguments += ["--enable-prompt-tokens-details", "--enable-force-include-usage"]
+    command = [str(interpreter("vllm")), "-m", "vllm.entrypoints.cli.main", *arguments]
+    # For `HttpControl`.
+    return ServerProgram(command, {**served_environment(), "VLLM_SERVER_DEV_MODE": "1"})
+
+
+def server_control(http: Http) -> ServerControl:
+    return HttpControl(http)
 
 
 def before_fork(warm: WarmEngine, spec: DeploymentSpec) -> None:

@@ -178,8 +178,17 @@ bool is_static(int pid) {
   return true;
 }
 
-// A program without a dynamic loader, or one whose environment was cleaned.
+bool is_member(int pid) {
+  const Domain &d = *segment;
+  for (int i = 0; i < d.high; ++i)
+    if (d.slots[i].pid == pid && d.slots[i].claimed && d.slots[i].state != State::kFree) return true;
+  return false;
+}
+
+// A program without a dynamic loader, or one whose environment was cleaned.  A member's slots are for threads
+// about to start, and what it has made of its environment since (setproctitle overwrites it) says nothing.
 bool never_joins(int pid) {
+  if (is_member(pid)) return false;
   const std::string environment = contents(pid, "environ");
   return is_static(pid) || (!environment.empty() && environment.find("REVATI_DOMAIN=") == std::string::npos);
 }
