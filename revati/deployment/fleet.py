@@ -11,6 +11,7 @@ Between trials the domain stands still.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import sys
@@ -155,10 +156,14 @@ class Fleet:
 
 
 def free_port() -> int:
-    """A TCP port of this host that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind((_HOST, 0))
-        return int(listener.getsockname()[1])
+    """A TCP port of this host that nobody listens on, and that no outgoing connection will get."""
+    lowest_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(100):
+        port = random.SystemRandom().randrange(lowest_ephemeral // 2, lowest_ephemeral)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind((_HOST, port))
+            return port
+    raise OSError(f"no free port below {lowest_ephemeral}")
 
 
 def _die_with(parent: int) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,18 +113,22 @@ def route(routing: str, requests: list[Any], slow: bool = False) -> dict[str, An
     ports, entry = [free_port() for _ in range(3)], free_port()
     urls = [f"http://127.0.0.1:{port}" for port in ports]
     router = [str(interpreter(ROUTERS)), *router_arguments(routing, urls, "127.0.0.1", entry)]
-    with Domain.create() as domain, open(os.devnull, "wb") as quiet:
+    with Domain.create() as domain, tempfile.TemporaryFile() as log:
         commands = Commands(domain)
         for port in ports:
             speed = MS_PER_TOKEN * (50 if slow and port == ports[-1] else 1)
-            commands.start([*SERVER, str(port), str(speed)], environment, quiet)
-        commands.start([*router, "--prometheus-port", str(free_port())], os.environ, quiet)
+            commands.start([*SERVER, str(port), str(speed)], environment, log)
+        commands.start([*router, "--prometheus-port", str(free_port())], os.environ, log)
         arguments = [f"http://127.0.0.1:{entry}", ",".join(urls), json.dumps(requests)]
         client = domain.start(
             [sys.executable, "-c", CLIENT, *arguments], env=environment, stdout=subprocess.PIPE, text=True
         )
-        output, _ = client.communicate(timeout=100)
-        assert client.returncode == 0, domain.ended
+        try:
+            output, _ = client.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            output = domain.describe()
+        log.seek(0)
+        assert client.returncode == 0, (domain.ended, output, log.read())
         found: dict[str, Any] = json.loads(output)
         return found
 
