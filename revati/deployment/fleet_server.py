@@ -68,6 +68,7 @@ class FleetServer:
     A fleet stays for later trials of its kind, until one of another kind needs the machine.
 
     Args:
+        socket_path: in a folder of its own, which takes what servers that are killed leave.
         log_dir: keeps the servers' logs.
         launcher: the module that runs as a fleet's process.
     """
@@ -80,7 +81,7 @@ class FleetServer:
         self._fleets: dict[str, _Fleet] = {}
         self._closed = False
         # What is added later marks processes of others, which end before ours (see `leftovers`).
-        self._environment = dict(os.environ)
+        self._environment = {**os.environ, "TMPDIR": str(socket_path.parent)}
 
     def __enter__(self) -> FleetServer:
         self._listener.bind(str(self.socket_path))

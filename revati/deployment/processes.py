@@ -54,7 +54,7 @@ class TemplateClient:
         request = TrialRequest(spec, workload_path, out_dir)
         begin = time.perf_counter()
         try:
-            result = self._run_on_fleet(request) if spec.replicas > 1 else _run_alone(request)
+            result = self._run_on_fleet(request) if spec.replicas > 1 else self._run_alone(request)
             return replace(result, wall_s=time.perf_counter() - begin)
         finally:
             workload_path.unlink(missing_ok=True)
@@ -66,24 +66,24 @@ class TemplateClient:
             line = receive_line(connection)
         return TrialResult.from_line(line) if line else TrialResult("failed", "the server of fleets died")
 
-
-def _run_alone(request: TrialRequest) -> TrialResult:
-    """Start the engine and the load generator in a domain of their own."""
-    spec, log_path = request.spec, request.out_dir / "trial.log"
-    request_path, result_path = request.out_dir / "request.json", request.out_dir / "result.json"
-    request_path.write_bytes(request.to_line())
-    try:
-        environment = emulated_environment(load_gpu(spec.gpu), spec.num_gpus, os.environ)
-        command = [sys.executable, "-m", "revati.deployment.load", str(request_path), str(result_path)]
-        emulation = Emulation(spec.gpu, spec.host, spec.timing_source)
-        status = run_commands([command], emulation, environment, log_path)
-        if not result_path.exists():
-            return TrialResult("failed", f"the load generator ended with {status}", log_path=log_path)
-        return TrialResult.from_line(result_path.read_bytes())
-    except ValueError as error:
-        return TrialResult("infeasible", str(error), log_path=log_path)
-    except Failure as error:
-        return TrialResult("failed", str(error), log_path=log_path)
-    finally:
-        for path in (request_path, result_path):
-            path.unlink(missing_ok=True)
+    def _run_alone(self, request: TrialRequest) -> TrialResult:
+        """Start the engine and the load generator in a domain of their own."""
+        spec, log_path = request.spec, request.out_dir / "trial.log"
+        request_path, result_path = request.out_dir / "request.json", request.out_dir / "result.json"
+        request_path.write_bytes(request.to_line())
+        try:
+            environment = emulated_environment(load_gpu(spec.gpu), spec.num_gpus, os.environ)
+            environment["TMPDIR"] = str(self._socket_path.parent)  # takes what engines that are killed leave
+            command = [sys.executable, "-m", "revati.deployment.load", str(request_path), str(result_path)]
+            emulation = Emulation(spec.gpu, spec.host, spec.timing_source)
+            status = run_commands([command], emulation, environment, log_path)
+            if not result_path.exists():
+                return TrialResult("failed", f"the load generator ended with {status}", log_path=log_path)
+            return TrialResult.from_line(result_path.read_bytes())
+        except ValueError as error:
+            return TrialResult("infeasible", str(error), log_path=log_path)
+        except Failure as error:
+            return TrialResult("failed", str(error), log_path=log_path)
+        finally:
+            for path in (request_path, result_path):
+                path.unlink(missing_ok=True)

@@ -68,6 +68,7 @@ class TemplateServer:
         environment = emulated_environment(load_gpu(self._gpu), 1, os.environ)
         environment.update(engine_module(engine).environment())
         environment.update(marks(str(self._folder), _SERVER_VARIABLE))
+        environment["TMPDIR"] = str(self._folder)  # engines that are killed leave files there
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # doubles the import time of every start
         if python != Path(sys.executable):
             # Another environment: nothing of ours but this package.
