@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import yaml
 
 from revati.deployment.fleet import free_port
 from revati.deployment.runner import TemplateClient, TemplateServer
 from revati.engines.common import served_model_folder
-from revati.spec import DeploymentSpec, ModelShape
+from revati.spec import DeploymentSpec, HostSpec, ModelShape
 from revati.virtual_time.host_table import HostTable
 from revati.workload import Workload
 
@@ -26,6 +27,16 @@ TINY = {
     "tie_word_embeddings": False, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 VLLM = str(Path(sys.executable).parent / "vllm")
+
+
+def steady_host(folder: Path) -> HostSpec:
+    """A host whose phases take the same time whenever they are run."""
+    kinds: dict[str, dict[str, list[float]]] = {}
+    for phase, kind in HostTable.load("h200_xeon").spread:
+        kinds.setdefault(phase, {})[kind] = [1.0, 1.0, 1.0]
+    table = folder / "steady.yaml"
+    table.write_text(yaml.safe_dump({"base": "h200_xeon", "spread_of": kinds}))
+    return HostSpec(str(table))
 
 
 def commands(

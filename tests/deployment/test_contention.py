@@ -24,7 +24,8 @@ def serve(folder: Path) -> dict[tuple[str, float], float]:
     spec = DeploymentSpec("vllm", ModelShape("tiny", TINY), "h200", HostSpec("h200_xeon"))
     lengths = LognormalLengths(output_max=60)
     workload = Workload.from_poisson("test", request_rate_per_s=30, num_requests=200, lengths=lengths, seed=3)
-    result = processes.TemplateClient(folder).run(spec, workload, folder)
+    with processes.TemplateServer(folder) as server:
+        result = processes.TemplateClient(server.socket_path).run(spec, workload, folder)
     assert result.status == "ok", result.reason
     assert result.requests_path is not None
     requests = pq.read_table(result.requests_path).to_pandas()

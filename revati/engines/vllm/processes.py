@@ -77,4 +77,5 @@ def _host_costs(emulation: Emulation, vllm_config: Any) -> HostCosts:
         vllm_config.model_config.get_total_num_hidden_layers(),
         parallel.tensor_parallel_size,
         parallel.pipeline_parallel_size,
+        vllm_config.model_config.seed,
     )
