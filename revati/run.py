@@ -13,7 +13,7 @@ from revati.engines.emulation import Emulation
 from revati.interception.gpu import known_gpus, load_gpu
 from revati.interception.preload import emulated_environment
 from revati.spec import HOST_MODES, HostMode, HostSpec
-from revati.virtual_time.host_table import known_tables
+from revati.virtual_time.host_table import HostTable, known_tables
 
 _NEXT_COMMAND = "--and"
 _HELP = """\
@@ -25,7 +25,7 @@ clock, for example a server and its client; when the last of them ends, all othe
 
   gpu=h200          the GPU; known: {gpus}
   num_gpus=1        how many of them the commands see
-  host=h200_xeon    the host whose costs are charged; known: {hosts}
+  host=h200_xeon    the host whose costs are charged, or a host table's file; known: {hosts}
   mode=table        table: costs measured on that host | measured: this machine's CPU time | free: none
 
 Examples:
@@ -71,8 +71,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
     gpu, host, mode = settings["gpu"], settings["host"], settings["mode"]
     if gpu not in known_gpus():
         raise ValueError(f"unknown gpu {gpu!r}; known: {', '.join(known_gpus())}")
-    if host not in known_tables():
-        raise ValueError(f"unknown host {host!r}; known: {', '.join(known_tables())}")
+    HostTable.load(host)
     if mode not in HOST_MODES:
         raise ValueError(f"mode={mode}: accepted are {', '.join(HOST_MODES)}")
     if not settings["num_gpus"].isdigit():
