@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import yaml
 
@@ -27,6 +28,11 @@ TINY = {
     "tie_word_embeddings": False, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 VLLM = str(Path(sys.executable).parent / "vllm")
+
+
+def living(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those that run; one that has ended may wait for its parent to hear of it."""
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def steady_host(folder: Path) -> HostSpec:

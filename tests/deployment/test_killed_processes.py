@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from serving import TINY, commands
+from serving import TINY, commands, living
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.slow, pytest.mark.matrix, pytest.mark.timeout(900)]
@@ -40,10 +40,6 @@ def find(parent: psutil.Process, is_victim: Victim, timeout_s: float = 300) -> p
                 continue
         time.sleep(0.2)
     raise TimeoutError("no such process")
-
-
-def living(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.parametrize("name", VICTIMS)

@@ -16,7 +16,7 @@ import pandas as pd
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from serving import TINY, steady_host
+from serving import TINY, living, steady_host
 
 from revati.deployment import processes
 from revati.deployment.fleet import free_port
@@ -40,7 +40,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[processes.Templ
         yield processes.TemplateClient(server.socket_path)
         left = psutil.Process().children(recursive=True)
         assert len(left) > 4, "a launcher, a monitor, and two servers with an engine each"
-    assert not [process for process in left if process.is_running()]
+    assert not living(left)
     assert not [file for process in left for file in Path("/dev/shm").glob(f"revati-domain-{process.pid}-*")]
 
 
