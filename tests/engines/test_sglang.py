@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,8 @@ def test_requests_get_their_tokens_and_knobs_act_on_a_warm_engine(
     assert first["tokens"].tolist() == workload.output_tokens.tolist()
     again = columns(client.run(spec, workload, tmp_path / "again"))
     assert again["e2e_s"].tolist() == first["e2e_s"].tolist()
+    other = columns(client.run(replace(spec, seed=spec.seed + 1), workload, tmp_path / "other"))
+    assert other["e2e_s"].tolist() != first["e2e_s"].tolist()
     one = make_spec(engine="sglang", engine_args={**FEW_GRAPHS, "max_running_requests": 1})
     alone = columns(client.run(one, workload, tmp_path / "one"))
     assert alone["ttft_s"].max() > 3 * first["ttft_s"].max()
@@ -97,7 +100,9 @@ def test_two_ranks_are_folded_into_one_process(
     reduced = kernels[kernels.name.str.contains("all_reduce|cross_device_reduce")]
     nbytes = reduced["shape"].str.extract(r"(\d+) bytes, 2 ranks", expand=False).astype(int)
     own = reduced.name.str.contains("sglang::cross_device_reduce_1stage<__nv_bfloat16, 2>", regex=False)
-    assert own.any() and (own == (nbytes <= LARGEST_CUSTOM_ALL_REDUCE_BYTES)).all()
+    assert own.any()
+    assert (own == (nbytes <= LARGEST_CUSTOM_ALL_REDUCE_BYTES)).all()
     # Its durations are those of vLLM's all-reduce, from which SGLang's was copied.
-    assert set(reduced[own].kind) == {"collective"} and set(reduced[own].provenance) == {"extrapolated"}
+    assert set(reduced[own].kind) == {"collective"}
+    assert set(reduced[own].provenance) == {"extrapolated"}
     assert reduced.gpu_time_us.min() > 0
