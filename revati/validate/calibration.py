@@ -31,6 +31,8 @@ QUANTILES = (0.1, 0.5, 0.9)
 BLOCKED = 2.0  # a step that takes so many times as long as its like waited for something
 # Phases that every engine's core runs itself, by which the phases that no log shows are scaled.
 COMMON = ("schedule", "update")
+# Another process's, and what it does besides.
+FRONTEND, OF_FRONTEND = "frontend_busy", "frontend_submit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,8 @@ def calibrate(runs: Sequence[Path], base: str) -> Calibration | None:
                 common.append((slowdown, len(pairs)))
     if not common:
         return None
+    if FRONTEND in by_phase:
+        by_phase[OF_FRONTEND] = dict(by_phase[FRONTEND])
     overall = sum(value * steps for value, steps in common) / sum(steps for _, steps in common)
     return Calibration(base, tuple(run.name for run in runs), round(overall, 4), by_phase, spread)
 

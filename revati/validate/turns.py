@@ -16,7 +16,7 @@ from revati.validate.steps import Steps, with_periods
 
 
 def read(folder: Path, description: Mapping[str, Any]) -> Log | None:
-    """A run's turns from its steps.parquet (see `revati.profile.truth.pack`), without its requests.
+    """A run's turns and its requests' tokens from its tables (see `revati.profile.truth.pack`).
 
     None for pipelines, whose turns are full of waiting for the neighbours.
     """
@@ -31,7 +31,12 @@ def read(folder: Path, description: Mapping[str, Any]) -> Log | None:
             columns[f"{name.removesuffix('_us')}_s"] = 1e-6 * times_us.to_numpy()
         else:
             columns[name] = turns[name].to_numpy()
-    return Log(columns, [], dict(description))
+    requests = pq.read_table(folder / "requests.parquet", columns=["arrival_s", "token_times_us"])
+    tokens = [
+        {"token_times_s": [row["arrival_s"] + 1e-6 * time for time in row["token_times_us"]]}
+        for row in requests.to_pylist()
+    ]
+    return Log(columns, tokens, dict(description))
 
 
 def costs(log: Log) -> list[PhaseCosts]:
