@@ -38,6 +38,7 @@ from typing import Any
 from revati.spec import DeploymentSpec
 from revati.validate.calibration import calibrated
 from revati.validate.errors import write_errors
+from revati.validate.metrics import METRICS
 from revati.validate.options import Options
 from revati.validate.predictions import (
     EMULATED,
@@ -77,7 +78,11 @@ def predict(options: Options, cases: Sequence[Case], emulate: Emulate) -> Mappin
     path = options.baselines / f"{options.predictor}.csv"
     predictions = _emulate_all([replace(case, host=None) for case in cases], emulate, options, path.stem)
     before = read_csv(path) if path.is_file() else {}
-    write_csv(before | predictions, path)
+    compared = {
+        case: replace(one, metrics={name: one.metrics[name] for name in METRICS if name in one.metrics})
+        for case, one in predictions.items()
+    }
+    write_csv(before | compared, path)
     return predictions
 
 

@@ -18,8 +18,8 @@ INTRODUCTION = """\
 # Emulated against measured runs
 
 Real vLLM and SGLang on real GPUs (dummy weights, greedy, lengths as planned, no HTTP) against their
-emulation, both serving the same requests. `python -m revati.validate out=validation` recomputes this page and the emulated
-runs; with `emulate=0` only this page, from the runs stored beside it.
+emulation, both serving the same requests. `python -m revati.validate out=validation` recomputes this page and
+the emulated runs; with `emulate=0` only this page, from the runs stored beside it.
 
 An error is (predicted − measured) / measured in percent; measured is the median of a case's repeats. *Noise*
 is the error that one more real run would have: each repeat against the median of the others. It exists only
