@@ -12,12 +12,14 @@ from revati.validate.predictions import EMULATED, Prediction, Predictions
 from revati.validate.ranking import Ranking, rankings
 from revati.validate.runs import Case
 
+NAMED_CASES = 6
+
 INTRODUCTION = """\
 # Emulated against measured runs
 
-Real vLLM on real GPUs (dummy weights, greedy, lengths as planned, no HTTP) against its emulation, both
-serving the same requests. `python -m revati.validate out=validation` recomputes this page and the emulated
-runs; with `emulate=0` only this page, from the runs stored beside it.
+Real vLLM and SGLang on real GPUs (dummy weights, greedy, lengths as planned, no HTTP) against their
+emulation, both serving the same requests. `python -m revati.validate out=validation` recomputes this page and
+the emulated runs; with `emulate=0` only this page, from the runs stored beside it.
 
 An error is (predicted − measured) / measured in percent; measured is the median of a case's repeats. *Noise*
 is the error that one more real run would have: each repeat against the median of the others. It exists only
@@ -31,8 +33,9 @@ def summary(cases: Sequence[Case], predictions: Predictions) -> str:
         predictions: of the emulation (`EMULATED`) and of baselines, by case.
     """
     emulated = predictions[EMULATED]
-    settings = sorted({prediction.setting for prediction in emulated.values()} - {""})
-    parts = [INTRODUCTION, f"Emulation: {'; '.join(settings)}."] if settings else [INTRODUCTION]
+    parts = [INTRODUCTION]
+    if settings := _settings(emulated):
+        parts += ["Emulation, by case:", "\n".join(settings)]
     parts += ["## All cases", _totals(cases, predictions), _spread(cases, emulated)]
     done = [case for case in cases if not emulated[case.name].skipped]
     parts += ["## Errors of the emulation by case", CASE_NOTE, _by_case(done, emulated)]
@@ -58,6 +61,18 @@ RANKING_NOTE = """\
 Configurations of one model that served the same requests, ranked by each metric (throughput: by GPU). A pair
 is decided when its measured difference exceeds the noise. Regret: how much worse the configuration picked by
 emulation is than the best one measured."""
+
+
+def _settings(emulated: Mapping[str, Prediction]) -> list[str]:
+    """Where the emulations' host time comes from, and in which cases: few ones by name."""
+    cases: dict[str, list[str]] = {}
+    for name, prediction in emulated.items():
+        if prediction.setting:
+            cases.setdefault(prediction.setting, []).append(name)
+    return [
+        f"- {setting}: {', '.join(names) if len(names) <= NAMED_CASES else f'{len(names)} cases'}"
+        for setting, names in sorted(cases.items())
+    ]
 
 
 def _totals(cases: Sequence[Case], predictions: Predictions) -> str:
