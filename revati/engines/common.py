@@ -71,13 +71,13 @@ def rank_shape(model: ModelShape, tp: int) -> RankShape:
 
 
 def host_costs(
-    host: HostSpec, table_name: str, num_layers: int, tp: int, pp: int, seed: int = 0
+    host: HostSpec, table_name: str, num_layers: int, tp: int, pp: int, seed: int = 0, stage: int = 0
 ) -> HostCosts:
     """Host time as ``host.mode`` says, from the table of that name, for a model of so many layers."""
     if host.mode == "free":
         return FreeHost()
     table = HostTable.load(table_name)
-    costs = TableHost(table, math.ceil(num_layers / pp), tp, pp, seed)
+    costs = TableHost(table, math.ceil(num_layers / pp), tp, pp, seed, stage)
     return MeasuredHost(costs, table.cpu_factor(probe_ns())) if host.mode == "measured" else costs
 
 

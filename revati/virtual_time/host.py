@@ -11,7 +11,7 @@ from typing import Literal, Protocol, get_args
 
 from revati.interception.core import NativeCore
 from revati.virtual_time.cores import VirtualCore
-from revati.virtual_time.host_table import HostTable
+from revati.virtual_time.host_table import PHASES, HostTable
 from revati.virtual_time.spread import PLACES
 
 CorePhase = Literal["input", "schedule", "dispatch", "dispatch_sample", "wake", "collect", "update", "output"]
@@ -61,6 +61,8 @@ class TableHost:
     """A host table measured on the target.
 
     Phases vary as they did there: each time costs what the table says times a draw from the phase's spread.
+    Each phase draws for itself, so that it does not matter which processes run which phases, and ranks that
+    run the same phases agree: the table's costs are those of the slowest rank.
 
     Args:
         table: the table.
@@ -68,14 +70,15 @@ class TableHost:
         tp: tensor-parallel ranks; a step ends with the slowest one.
         pp: pipeline stages.
         seed: of the draws; None: no spread.
+        stage: whose costs these are, where each pipeline stage has its own; no two draw the same.
     """
 
     def __init__(
-        self, table: HostTable, num_layers: int, tp: int, pp: int = 1, seed: int | None = None
+        self, table: HostTable, num_layers: int, tp: int, pp: int = 1, seed: int | None = None, stage: int = 0
     ) -> None:
         self._table, self._num_layers, self._tp, self._pp = table, num_layers, tp, pp
         self._spread = {} if seed is None else table.spread
-        self._draw = random.Random(seed).getrandbits
+        self._draw = {phase: random.Random(f"{seed} {stage} {phase}").getrandbits for phase in PHASES}
 
     def phase_ns(self, phase: str, step: StepShape) -> int | None:
         cost_us = self._table.phase_us(
@@ -88,7 +91,7 @@ class TableHost:
             self._tp if phase in WORKER_PHASES else self._tp * self._pp,
         )
         if (factors := self._spread.get((phase, step.kind))) is not None:
-            cost_us *= factors[self._draw(_DRAW_BITS)]
+            cost_us *= factors[self._draw[phase](_DRAW_BITS)]
         return round(cost_us * 1e3)
 
 

@@ -28,9 +28,9 @@ class EmulatedProcess:
         self.core = NativeCore()
         self.meter = HostMeter(self.core, keep_records=False)
 
-    def know(self, vllm_config: Any) -> None:
-        """Charge the host costs of this engine from now on."""
-        self.meter.set_costs(_host_costs(self.emulation, vllm_config))
+    def know(self, vllm_config: Any, stage: int = 0) -> None:
+        """Charge the host costs of this engine, or of a pipeline stage of it, from now on."""
+        self.meter.set_costs(_host_costs(self.emulation, vllm_config, stage))
 
 
 def register() -> None:
@@ -67,7 +67,7 @@ def telling_refusals(method: Callable[..., Any]) -> Callable[..., Any]:
     return told
 
 
-def _host_costs(emulation: Emulation, vllm_config: Any) -> HostCosts:
+def _host_costs(emulation: Emulation, vllm_config: Any, stage: int) -> HostCosts:
     if "REVATI_DOMAIN" not in os.environ:
         return FreeHost()
     parallel = vllm_config.parallel_config
@@ -78,4 +78,5 @@ def _host_costs(emulation: Emulation, vllm_config: Any) -> HostCosts:
         parallel.tensor_parallel_size,
         parallel.pipeline_parallel_size,
         vllm_config.model_config.seed,
+        stage,
     )

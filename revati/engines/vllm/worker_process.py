@@ -47,7 +47,7 @@ class EmulatedWorker:
 
     def __init__(self, worker: Any, process: EmulatedProcess) -> None:
         config = worker.vllm_config
-        process.know(config)
+        process.know(config, worker.rank // config.parallel_config.tensor_parallel_size)
         skip_irrelevant_warmups()
         self._worker, self.meter = worker, process.meter
         self.remote = config.parallel_config.world_size > 1  # a process of its own
