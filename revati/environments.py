@@ -21,7 +21,7 @@ class EnvironmentMissingError(RuntimeError):
 
 
 def cache_dir() -> Path:
-    """Where environments and compiled kernels are kept: ``REVATI_CACHE``, else ``~/.cache/revati``."""
+    """Where all is kept that can be made again: ``REVATI_CACHE``, else ``~/.cache/revati``."""
     return Path(os.environ.get("REVATI_CACHE") or Path.home() / ".cache" / "revati")
 
 
