@@ -58,21 +58,14 @@ class Client:
         return [self.rng.randrange(10, self.vocabulary - 10) for _ in range(tokens)]
 
     async def one(self, segment: str, request: Request, prompt: list[int], start: float, name: str) -> None:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from revati.engines.vllm.sampling import sampling_parameters
 
-        params = SamplingParams(
-            temperature=0.0,
-            ignore_eos=True,
-            max_tokens=request.output_tokens,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-        )
+        parameters = sampling_parameters(request.output_tokens)
         outcome = Outcome(
             name, segment, start + request.arrival_s, now(), len(prompt), request.output_tokens, []
         )
         self.outcomes.append(outcome)
-        async for output in self.engine.generate({"prompt_token_ids": prompt}, params, name):
+        async for output in self.engine.generate({"prompt_token_ids": prompt}, parameters, name):
             at = now()
             outcome.token_times_s.extend([at] * len(output.outputs[0].token_ids))
         outcome.queued_s, outcome.scheduled_s = output.metrics.queued_ts, output.metrics.scheduled_ts
