@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 
 ROUTERS = "routers"
@@ -21,7 +22,7 @@ class EnvironmentMissingError(RuntimeError):
 
 
 def cache_dir() -> Path:
-    """Where environments and compiled kernels are kept: ``REVATI_CACHE``, else ``~/.cache/revati``."""
+    """Where all is kept that can be made again: ``REVATI_CACHE``, else ``~/.cache/revati``."""
     return Path(os.environ.get("REVATI_CACHE") or Path.home() / ".cache" / "revati")
 
 
@@ -51,6 +52,16 @@ def interpreter(engine: str) -> Path:
 def site_packages(engine: str) -> Path:
     """Where the packages of an engine's environment are."""
     return next(environment_dir(engine).glob("lib/python3*/site-packages"))
+
+
+def versions(engine: str) -> dict[str, str | None]:
+    """Of the packages that an environment's requirements pin; None where they are not installed."""
+    pinned = [name for name, exact, _ in (one.partition("==") for one in REQUIREMENTS[engine]) if exact]
+    folders = [str(folder) for folder in environment_dir(engine).glob("lib/python3*/site-packages")]
+    return {
+        name: next((found.version for found in metadata.distributions(name=name, path=folders)), None)
+        for name in pinned
+    }
 
 
 def cuda_home(engine: str) -> Path:

@@ -30,8 +30,3 @@ def search_spaces_dir() -> Path:
 
 def kernel_db_dir() -> Path:
     return home() / "kernel_db"
-
-
-def cache_dir() -> Path:
-    """The user's folder for what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "revati"

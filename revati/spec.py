@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -166,8 +166,12 @@ class DeploymentSpec:
             )
 
     @property
+    def gpus_per_replica(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
     def num_gpus(self) -> int:
-        return self.tensor_parallel_size * self.pipeline_parallel_size * self.replicas
+        return self.gpus_per_replica * self.replicas
 
     def engine_key(self, scheduler_knobs: Iterable[str] | None = None) -> str:
         """Digest of all that a started engine cannot change; equal keys can share one.
@@ -187,24 +191,7 @@ class DeploymentSpec:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
-        return json.dumps(
-            {
-                "engine": self.engine,
-                "model": {"name": self.model.name, "hf_config": self.model.hf_config},
-                "gpu": self.gpu,
-                "host": {"name": self.host.name, "mode": self.host.mode},
-                "tensor_parallel_size": self.tensor_parallel_size,
-                "pipeline_parallel_size": self.pipeline_parallel_size,
-                "replicas": self.replicas,
-                "routing": self.routing,
-                "engine_args": self.engine_args,
-                "timing_source": self.timing_source,
-                "timing_require": self.timing_require,
-                "warmed_up": self.warmed_up,
-                "seed": self.seed,
-            },
-            sort_keys=True,
-        )
+        return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> DeploymentSpec:

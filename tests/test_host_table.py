@@ -147,6 +147,18 @@ def test_the_fit_finds_known_coefficients_despite_outliers() -> None:
     assert least_absolute_relative(features, cost) == pytest.approx([50, 3, 10], rel=0.2)
 
 
+@pytest.mark.parametrize("shift_us", [300.0, 0.0, 0.04, -250.0])
+def test_a_clients_lateness_is_drawn_as_it_was_measured(shift_us: float) -> None:
+    """Timers may be early, or on time in the middle."""
+    pytest.importorskip("scipy")
+    from revati.profile.host_fit import lateness
+
+    arrival = lateness(shift_us + np.linspace(-100, 300, 401) - 100)
+    drawn_us = arrival["latency_us"] * np.array(factors(arrival["spread"], positive=False))
+    quantiles_us = np.quantile(drawn_us, [0.1, 0.5, 0.9])
+    assert quantiles_us == pytest.approx(shift_us + np.array([-160, 0, 160]), abs=2)
+
+
 def test_draws_lie_between_the_quantiles_that_they_are_made_of() -> None:
     drawn = np.array(factors([0.8, 1.0, 1.6]))
     assert np.quantile(drawn, [0.1, 0.5, 0.9]) == pytest.approx([0.8, 1.0, 1.6], abs=0.02)

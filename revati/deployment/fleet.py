@@ -103,7 +103,7 @@ class Fleet:
             self._start_together(spec, count - len(self._urls))
 
     def _start_together(self, spec: DeploymentSpec, count: int) -> None:
-        gpus = spec.num_gpus if spec.routing == DATA_PARALLEL else spec.num_gpus // spec.replicas
+        gpus = spec.num_gpus if spec.routing == DATA_PARALLEL else spec.gpus_per_replica
         base = emulated_environment(load_gpu(spec.gpu), gpus, os.environ)
         refusal = self._folder / "refusal.txt"
         refusal.unlink(missing_ok=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import TracebackType
 
 from revati.deployment.fleet import fleet_key
+from revati.deployment.provisioning import provision_missing
 from revati.deployment.wire import TrialRequest, TrialResult, receive_line, send_result
 from revati.environments import ROUTERS
-from revati.provision import provision_missing
 
 _END_S = 30.0  # for a fleet's servers to end by themselves
 

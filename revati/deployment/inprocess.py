@@ -25,7 +25,11 @@ _OUTPUT_CHUNK = 128  # requests that a frontend handles before it lets clients r
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What the client and the engine saw of one request, in virtual seconds from the run's start."""
+    """What the client and the engine saw of one request, in virtual seconds from the run's start.
+
+    ``submitted_s``: in one process, when the client's call has sent the request; as processes, and in
+    measured runs, when it is made.
+    """
 
     arrival_s: float
     submitted_s: float = float("nan")

@@ -17,12 +17,12 @@ from types import TracebackType
 
 import revati
 from revati.deployment.leftovers import end_marked, marks
+from revati.deployment.provisioning import provision_missing
 from revati.deployment.wire import TrialRequest, TrialResult, receive_line
 from revati.engines.warm import engine_module
 from revati.environments import interpreter
 from revati.interception.gpu import load_gpu
 from revati.interception.preload import emulated_environment
-from revati.provision import provision_missing
 from revati.spec import DeploymentSpec
 from revati.workload import Workload
 

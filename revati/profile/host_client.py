@@ -6,9 +6,14 @@ import asyncio
 import math
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
+from revati.deployment.metrics import summarize
 from revati.profile.host_load import Request
 
 now = time.monotonic
@@ -58,23 +63,50 @@ class Client:
         return [self.rng.randrange(10, self.vocabulary - 10) for _ in range(tokens)]
 
     async def one(self, segment: str, request: Request, prompt: list[int], start: float, name: str) -> None:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from revati.engines.vllm.sampling import sampling_parameters
 
-        params = SamplingParams(
-            temperature=0.0,
-            ignore_eos=True,
-            max_tokens=request.output_tokens,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-        )
+        parameters = sampling_parameters(request.output_tokens)
         outcome = Outcome(
             name, segment, start + request.arrival_s, now(), len(prompt), request.output_tokens, []
         )
         self.outcomes.append(outcome)
-        async for output in self.engine.generate({"prompt_token_ids": prompt}, params, name):
+        async for output in self.engine.generate({"prompt_token_ids": prompt}, parameters, name):
             at = now()
             outcome.token_times_s.extend([at] * len(output.outputs[0].token_ids))
         outcome.queued_s, outcome.scheduled_s = output.metrics.queued_ts, output.metrics.scheduled_ts
         outcome.engine_first_token_s = output.metrics.first_token_ts
         outcome.engine_last_token_s = output.metrics.last_token_ts
+
+
+def requests_table(outcomes: Sequence[Outcome], start_s: float) -> pa.Table:
+    """One row a request, in the order given; times in seconds from ``start_s`` (CLOCK_MONOTONIC)."""
+    first = np.array([outcome.token_times_s[0] for outcome in outcomes])
+    last = np.array([outcome.token_times_s[-1] for outcome in outcomes])
+    arrival = np.array([outcome.arrival_s for outcome in outcomes])
+    gaps = np.array([max(1, len(outcome.token_times_s) - 1) for outcome in outcomes])
+    stats = ("queued_s", "scheduled_s", "engine_first_token_s", "engine_last_token_s")
+    return pa.table(
+        {
+            "arrival_s": np.round(arrival - start_s, 9),  # the same in every repeat
+            "submitted_s": np.array([outcome.submitted_s for outcome in outcomes]) - start_s,
+            "prompt_tokens": [outcome.prompt_tokens for outcome in outcomes],
+            "output_tokens": [len(outcome.token_times_s) for outcome in outcomes],
+            "ttft_s": first - arrival,
+            "e2e_s": last - arrival,
+            "tpot_s": (last - first) / gaps,
+            **{name: np.array([getattr(outcome, name) for outcome in outcomes]) - start_s for name in stats},
+            "token_times_us": pa.array(
+                [
+                    np.round((np.array(outcome.token_times_s) - outcome.arrival_s) * 1e6).astype(np.int32)
+                    for outcome in outcomes
+                ],
+                pa.list_(pa.int32()),
+            ),
+        }
+    )
+
+
+def measured_metrics(requests: pa.Table, num_gpus: int) -> dict[str, float]:
+    """What `summarize` says of a run, without what is not known."""
+    metrics = summarize(requests, num_gpus)
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}

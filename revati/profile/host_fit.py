@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,21 @@ from revati.profile.host_logs import Run, joined_requests, load_run, waits_us
 from revati.profile.host_model import fit
 from revati.profile.host_samples import collect, message_samples, set_slowdowns
 from revati.profile.host_workers import pipeline_costs, tensor_parallel_factors, worker_messages
+from revati.virtual_time.spread import QUANTILES
 
-LEVELS = {"quiet": 0.1, "typical": 0.5, "busy": 0.9}  # quantiles of the slowdown over all half seconds
+LEVELS = dict(zip(("quiet", "typical", "busy"), QUANTILES, strict=True))  # of the slowdown, by half second
+_RESOLUTION_US = 0.1  # of latencies in the table
 
 
-def lateness(late_us: list[float]) -> dict[str, Any]:
-    """The phase `arrival`: how late, or early, an open-loop client's timers are."""
-    low, middle, high = np.quantile(late_us, (0.1, 0.5, 0.9))
+def lateness(late_us: Sequence[float]) -> dict[str, Any]:
+    """The phase `arrival`: how late, or early (negative), an open-loop client's timers are."""
+    quantiles_us = np.quantile(late_us, QUANTILES)
+    # A spread is relative to its latency, which therefore cannot be 0.
+    latency_us = round(float(quantiles_us[1]), 1) or _RESOLUTION_US
     return {
-        "latency_us": round(float(middle), 1),
+        "latency_us": latency_us,
         "samples": len(late_us),
-        "spread": [round(float(quantile / middle), 3) for quantile in (low, middle, high)],
+        "spread": [round(float(quantile_us / latency_us), 3) for quantile_us in quantiles_us],
     }
 
 
@@ -80,8 +85,7 @@ def make_table(
                 "steps": len(run.graph),
                 "tensor_parallel_size": run.tensor_parallel_size,
                 "slowdown": [
-                    round(float(q), 3)
-                    for q in np.quantile(list(run.slowdowns.values()) or [1.0], (0.1, 0.5, 0.9))
+                    round(float(q), 3) for q in np.quantile(list(run.slowdowns.values()) or [1.0], QUANTILES)
                 ],
             }
             for run in [*runs, *ranked]

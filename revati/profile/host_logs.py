@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,14 @@ def phase_costs(run: Run) -> dict[str, Array]:
 
 def kinds(run: Run) -> npt.NDArray[np.str_]:
     """How the model ran in each step: full, piecewise, compiled, eager, or idle (nothing scheduled)."""
-    ran = {"FULL": "full", "PIECEWISE": "piecewise", "NONE": "eager" if run.eager else "compiled"}
-    tokens = run.steps["scheduled_tokens"]
-    return np.array(["idle" if t == 0 else ran.get(g, "") for t, g in zip(tokens, run.graph, strict=True)])
+    tokens, by_graph = run.steps["scheduled_tokens"], kinds_by_graph(run.graph, run.eager)
+    return np.where(tokens == 0, "idle", by_graph)
+
+
+def kinds_by_graph(graphs: Sequence[str | None], eager: bool) -> npt.NDArray[np.str_]:
+    """How the model ran in steps by vLLM's names of their CUDA graphs; "" where it gives none."""
+    ran = {"FULL": "full", "PIECEWISE": "piecewise", "NONE": "eager" if eager else "compiled", "": ""}
+    return np.array([ran[graph or ""] for graph in graphs])
 
 
 def step_features(run: Run, updated: bool) -> Array:

@@ -7,6 +7,7 @@ import numpy as np
 from revati.profile.host_logs import Array
 from revati.profile.host_samples import Samples
 from revati.profile.regression import least_absolute_relative
+from revati.virtual_time.spread import QUANTILES
 
 TERMS = ("base_us", "per_request_us", "per_token_us", "per_prefill_us", "per_layer_us", "latency_us")
 
@@ -50,7 +51,7 @@ def fit(samples: dict[tuple[str, str], Samples], least: int = 20) -> Phases:
         ratio = cost / slowdown / (features @ coefficients)
         entry = {t: round(float(c), 4) for t, c in zip(TERMS, coefficients, strict=True) if c > 0}
         entry["samples"] = len(cost)
-        entry["spread"] = [round(float(q), 3) for q in np.quantile(ratio, (0.1, 0.5, 0.9))]  # type: ignore[assignment]
+        entry["spread"] = [round(float(q), 3) for q in np.quantile(ratio, QUANTILES)]  # type: ignore[assignment]
         result.setdefault(phase, {})[kind] = entry
     return result
 

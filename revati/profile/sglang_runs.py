@@ -26,12 +26,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from revati.profile.host_client import Outcome
+from revati.profile.host_client import Outcome, measured_metrics, requests_table
 from revati.profile.host_engine import convert_scenes
 from revati.profile.host_load import EngineCase, Request, segments, write_model
 from revati.profile.host_probe import python_probes
@@ -188,7 +187,8 @@ class Session:
         table = requests_table(self.outcomes, start)
         pq.write_table(table, folder / "requests.parquet", compression="zstd")
         await self.write_steps(folder, start)
-        description = self.describe() | {
+        engine = self.describe()
+        description = engine | {
             "case": name,
             "workload": {
                 "kind": "poisson",
@@ -200,7 +200,7 @@ class Session:
                 "sampling": "temperature 0, ignore_eos, max_new_tokens=output_tokens, random prompts, "
                 "no shared prefix",
             },
-            "measured": summary(table),
+            "measured": measured_metrics(table, engine["num_gpus"]),
         }
         (folder / "run.json").write_text(json.dumps(description, indent=1, default=str))
         self.say(f"{name}: {json.dumps(description['measured'])}")
@@ -361,44 +361,6 @@ class Session:
             "recorded_at": time.strftime("%Y-%m-%d", time.gmtime()),
             "engine_start_s": self.start_s,
         }
-
-
-def requests_table(outcomes: list[Outcome], start_s: float) -> pa.Table:
-    """A row a request, in seconds from the run's start; `token_times_us` from the request's arrival."""
-    first = np.array([o.token_times_s[0] for o in outcomes])
-    last = np.array([o.token_times_s[-1] for o in outcomes])
-    arrival = np.array([o.arrival_s for o in outcomes])
-    return pa.table(
-        {
-            "arrival_s": arrival - start_s,
-            "submitted_s": np.array([o.submitted_s for o in outcomes]) - start_s,
-            "prompt_tokens": [o.prompt_tokens for o in outcomes],
-            "output_tokens": [o.output_tokens for o in outcomes],
-            "ttft_s": first - arrival,
-            "e2e_s": last - arrival,
-            "tpot_s": (last - first) / np.maximum(1, np.array([len(o.token_times_s) for o in outcomes]) - 1),
-            "token_times_us": [
-                np.round((np.array(o.token_times_s) - o.arrival_s) * 1e6).astype(np.int32) for o in outcomes
-            ],
-        }
-    )
-
-
-def summary(table: pa.Table) -> dict[str, float]:
-    """Throughput and percentiles of the latencies of a run."""
-    columns = {name: table[name].to_numpy() for name in ("arrival_s", "ttft_s", "tpot_s", "e2e_s")}
-    duration_s = float((columns["arrival_s"] + columns["e2e_s"]).max())
-    result = {
-        "duration_s": duration_s,
-        "output_throughput_tok_per_s": float(table["output_tokens"].to_numpy().sum()) / duration_s,
-        "request_throughput_req_per_s": len(table) / duration_s,
-    }
-    for name in ("ttft", "tpot", "e2e"):
-        values = columns[f"{name}_s"] * 1e3
-        result[f"{name}_ms_mean"] = float(values.mean())
-        for percent in (50, 90, 99):
-            result[f"{name}_ms_p{percent}"] = float(np.percentile(values, percent))
-    return result
 
 
 if __name__ == "__main__":

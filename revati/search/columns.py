@@ -8,9 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from revati.deployment.metrics import METRIC_COLUMNS
+from revati.timing.estimate import PROVENANCES
 
-STATUSES = ("ok", "infeasible", "failed")
-PROVENANCES = ("measured", "interpolated", "extrapolated", "roofline")
 SHARE_COLUMNS = tuple(f"gpu_time_share_{provenance}" for provenance in PROVENANCES)
 # Expected relative error of the GPU time; distinct launches that nobody measured.
 UNCERTAINTY: dict[str, pa.DataType] = {"gpu_time_rel_std": pa.float64(), "unseen_kernels": pa.int64()}

@@ -53,7 +53,7 @@ def commands(spec: DeploymentSpec, served: str) -> list[str]:
     server: list[str] = _settings(spec.engine).serve_command(spec, served)
     if spec.routing not in POLICIES:
         return [shlex.join(server)]
-    gpus = spec.num_gpus // spec.replicas
+    gpus = spec.gpus_per_replica
     ports = range(_FIRST_PORT, _FIRST_PORT + spec.replicas)
     lines = []
     for number, port in enumerate(ports):

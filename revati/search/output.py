@@ -17,6 +17,7 @@ import yaml
 from omegaconf import DictConfig
 
 import revati
+from revati import environments
 from revati.search.build import plain
 from revati.search.columns import SHARE_COLUMNS, trials_table
 from revati.search.errors import ConfigError
@@ -55,6 +56,8 @@ def versions(seed: int) -> dict[str, Any]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = None
+    for environment in environments.REQUIREMENTS:
+        found |= environments.versions(environment)
     return {"seed": seed, "platform": platform.platform(), "packages": found}
 
 
@@ -121,10 +124,11 @@ def _facts(config: DictConfig, problem: Problem) -> dict[str, str]:
     workload = config.workload
     rate = f", {workload.request_rate_per_s:g} requests/s" if workload.arrivals == "poisson" else ""
     packages = versions(config.seed)["packages"]
+    engines = dict.fromkeys(config.engines or [problem.engine])
     return {
         "Model": problem.model.name,
         "GPU": f"{problem.gpu}, at most {problem.num_gpus}",
-        "Engine": f"{problem.engine} {packages.get(problem.engine) or '(not installed here)'}",
+        "Engine": ", ".join(f"{name} {packages.get(name) or '(not installed here)'}" for name in engines),
         "Workload": f"{workload.name}: {workload.arrivals}, {workload.num_requests} requests{rate}",
         "Search": f"{config.search.algorithm} over {config.search_space}",
         "Host time": f"{problem.host.name}, {problem.host.mode}",

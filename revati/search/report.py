@@ -9,8 +9,8 @@ from importlib import resources
 from typing import Any
 
 from revati.deployment.metrics import METRIC_COLUMNS
-from revati.search.columns import PROVENANCES
 from revati.search.objective import Objective, natural_direction
+from revati.timing.estimate import PROVENANCES
 
 _DATA_MARK = "/*DATA*/null"
 

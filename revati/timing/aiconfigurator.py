@@ -10,7 +10,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from revati import paths
+from revati.environments import cache_dir
 from revati.timing.estimate import RankShape
 from revati.timing.timer import KernelTimer
 
@@ -44,7 +44,7 @@ def data_dir(gpu: str) -> Path:
 
 def database() -> Path:
     """What was made of the installed package's tables; laid out like ``kernel_db``."""
-    return paths.cache_dir() / f"aiconfigurator-{version()}-{FORMAT}"
+    return cache_dir() / f"aiconfigurator-{version()}-{FORMAT}"
 
 
 def gpus() -> list[str]:

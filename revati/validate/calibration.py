@@ -24,10 +24,9 @@ from revati.validate.phase_costs import PhaseCosts
 from revati.validate.runs import CalibratedHost, Case, model_shape
 from revati.virtual_time.host import WORKER_PHASES
 from revati.virtual_time.host_table import HostTable, base_of, name_for
-from revati.virtual_time.spread import factors
+from revati.virtual_time.spread import QUANTILES, factors
 
 LEAST_STEPS = 20
-QUANTILES = (0.1, 0.5, 0.9)
 BLOCKED = 2.0  # a step that takes so many times as long as its like waited for something
 # Phases that every engine's core runs itself, by which the phases that no log shows are scaled.
 COMMON = ("schedule", "update")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from revati.validate.phase_costs import Array, Counts, PhaseCosts
-from revati.validate.steps import LARGEST_GRAPH, kinds
+from revati.validate.steps import graph_settings, step_kinds
 
 
 def read(folder: Path, description: Mapping[str, Any]) -> list[PhaseCosts]:
@@ -28,12 +28,8 @@ def read(folder: Path, description: Mapping[str, Any]) -> list[PhaseCosts]:
     scheduled = columns["scheduled_tokens"] > 0
     requests, prefills = columns["scheduled_requests"], columns["prefill_requests"]
     tokens = columns["scheduled_tokens"]
-    kind = kinds(
-        tokens,
-        prefills == 0,
-        eager=bool(description["engine_args"].get("enforce_eager")),
-        largest_graph=max(description["resolved"].get("cudagraph_capture_sizes") or [LARGEST_GRAPH]),
-    )
+    largest_graph, eager = graph_settings(description)
+    kind = step_kinds(log, eager=eager, largest_graph=largest_graph)
     shape = requests, tokens - (requests - prefills), prefills
     us = {name: 1e6 * times for name, times in columns.items() if name.endswith("_s")}
     core: dict[tuple[str, ...], Array] = {

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from revati.profile.host_logs import kinds_by_graph
 from revati.validate.markdown import number, table
 
 Array = npt.NDArray[np.float64]
@@ -62,11 +64,7 @@ def measured_steps(log: pa.Table, *, eager: bool, largest_graph: int = LARGEST_G
     log = log.filter(pa.array(np.asarray(log["scheduled_tokens"]) > 0))
     columns = {name: np.asarray(log[name]) for name in log.column_names if name != "graph"}
     tokens, requests = columns["scheduled_tokens"], columns["scheduled_requests"]
-    if "graph" in log.column_names and any(log["graph"].to_pylist()):
-        names = {"FULL": "full", "PIECEWISE": "piecewise", "NONE": "eager" if eager else "compiled"}
-        kind = np.array([names[graph] for graph in log["graph"].to_pylist()])
-    else:
-        kind = kinds(tokens, columns["prefill_requests"] == 0, eager=eager, largest_graph=largest_graph)
+    kind = step_kinds(log, eager=eager, largest_graph=largest_graph)
     us = {name: 1e6 * values for name, values in columns.items() if name.endswith("_s")}
     begins = ("schedule_begin_s", "execute_begin_s", "execute_end_s", "update_begin_s")
     ends = ("schedule_end_s", "execute_end_s", "sample_end_s", "update_end_s")
@@ -76,6 +74,20 @@ def measured_steps(log: pa.Table, *, eager: bool, largest_graph: int = LARGEST_G
     return with_periods(
         kind, size, costs, wait, us["schedule_begin_s"], us["update_begin_s"], us["step_end_s"]
     )
+
+
+def graph_settings(description: Mapping[str, Any]) -> tuple[int, bool]:
+    """The largest size of vLLM's CUDA graphs in a run, and whether it has none, by its run.json."""
+    largest = max(description["resolved"].get("cudagraph_capture_sizes") or [LARGEST_GRAPH])
+    return largest, bool(description["engine_args"].get("enforce_eager"))
+
+
+def step_kinds(log: pa.Table, *, eager: bool, largest_graph: int) -> npt.NDArray[np.str_]:
+    """How vLLM ran each step of a steps.parquet: as it says, or else by the step's batch."""
+    if "graph" in log.column_names and any(names := log["graph"].to_pylist()):
+        return kinds_by_graph(names, eager)
+    tokens, decodes = np.asarray(log["scheduled_tokens"]), np.asarray(log["prefill_requests"]) == 0
+    return kinds(tokens, decodes, eager=eager, largest_graph=largest_graph)
 
 
 def kinds(

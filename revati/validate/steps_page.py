@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from revati.validate import turns, workers
 from revati.validate.runs import Case, MeasuredRun
-from revati.validate.steps import LARGEST_GRAPH, Steps, compare, emulated_steps, measured_steps
+from revati.validate.steps import Steps, compare, emulated_steps, graph_settings, measured_steps
 
 INTRODUCTION = """\
 # Engine steps, emulated against measured
@@ -45,7 +45,7 @@ def write_steps(cases: Iterable[Case], trials: Path, path: Path) -> None:
             continue
         phases = pq.read_table(timeline)
         name = _title(case.description)
-        largest, eager = _graphs(case.description)
+        largest, eager = graph_settings(case.description)
         for run in case.runs:
             if (measured := _measured(run)) is not None:
                 pair = core.setdefault(name, Pair())
@@ -79,17 +79,11 @@ def _title(description: Mapping[str, Any]) -> str:
     return ", ".join([*engine, description["model"], *(f"{key}={value}" for key, value in settings.items())])
 
 
-def _graphs(description: Mapping[str, Any]) -> tuple[int, bool]:
-    """The largest size of vLLM's CUDA graphs, and whether there are none."""
-    largest = max(description["resolved"].get("cudagraph_capture_sizes") or [LARGEST_GRAPH])
-    return largest, bool(description["engine_args"].get("enforce_eager"))
-
-
 def _measured(run: MeasuredRun) -> Steps | None:
     if not (log := run.folder / "steps.parquet").is_file():
         return None
     if run.description["engine"] == "vllm":
-        largest, eager = _graphs(run.description)
+        largest, eager = graph_settings(run.description)
         return measured_steps(pq.read_table(log), eager=eager, largest_graph=largest)
     found = turns.read(run.folder, run.description)
     return turns.steps(found) if found else None

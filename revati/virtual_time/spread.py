@@ -7,6 +7,7 @@ from statistics import NormalDist
 
 PLACES = 256  # a draw is one of so many equally probable factors
 LEAST_FACTOR = 0.2
+QUANTILES = (0.1, 0.5, 0.9)  # by which host tables describe a spread
 
 Factors = tuple[float, ...]
 
@@ -15,13 +16,13 @@ def factors(quantiles: Sequence[float], positive: bool = True) -> Factors:
     """`PLACES` equally probable factors on what a table says, ascending.
 
     Args:
-        quantiles: the 10 %, 50 % and 90 % quantiles of a cost relative to the table; a normal distribution
-            with a width of its own on each side of the median is laid through them.
+        quantiles: the `QUANTILES` of a cost relative to the table; a normal distribution with a width of its
+            own on each side of the median is laid through them.
         positive: costs cannot fall below a share of the median.
     """
     low, middle, high = quantiles
     normal = NormalDist()
-    at_90 = normal.inv_cdf(0.9)
+    at_90 = normal.inv_cdf(QUANTILES[-1])
     drawn = []
     for place in range(PLACES):
         z = normal.inv_cdf((place + 0.5) / PLACES) / at_90

@@ -17,11 +17,11 @@ import pytest
 from revati.deployment.domain_run import Commands
 from revati.deployment.fleet import free_port
 from revati.deployment.http_servers import HttpClient, open_session, wait_until_healthy
+from revati.deployment.provisioning import provision_missing
 from revati.deployment.routers import router_arguments
 from revati.engines.base import Request, RequestOutput
 from revati.engines.tokenizer import text_of, word
 from revati.environments import ROUTERS, interpreter
-from revati.provision import provision_missing
 from revati.virtual_time.domain import Domain
 
 ROOT = Path(__file__).parents[2]

@@ -20,10 +20,10 @@ from serving import TINY, living, steady_host
 
 from revati.deployment import processes
 from revati.deployment.fleet import free_port
+from revati.deployment.provisioning import provision_missing
 from revati.deployment.routers import router_arguments
 from revati.engines.common import served_model_folder
 from revati.environments import ROUTERS, interpreter
-from revati.provision import provision_missing
 from revati.spec import DeploymentSpec, ModelShape
 from revati.workload import FixedLengths, Sessions, SharedPrefixes, Workload
 

@@ -17,11 +17,11 @@ from revati.compact import write_compact
 from revati.deployment.metrics import summarize
 from revati.engines.sglang import step_log as sglang_log
 from revati.engines.vllm.step_log import COUNT_COLUMNS, TIME_COLUMNS
-from revati.profile.host_client import Client, Outcome, now
+from revati.profile.host_client import Client, Outcome, now, requests_table
 from revati.profile.truth import __main__ as command
 from revati.profile.truth.cases import CaseError, Cases, EngineRuns, Load
 from revati.profile.truth.pack import pack
-from revati.profile.truth.run import from_start, longest_pause, requests_table, write_description
+from revati.profile.truth.run import from_start, longest_pause, write_description
 
 CASES = Path(__file__).parents[2] / "validation" / "cases"
 SPIKE = Load("spike", "spike", {"kind": "sharegpt"}, request_rate_per_s=10, seconds=20, spike_requests=150)

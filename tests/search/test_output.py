@@ -34,6 +34,7 @@ def config() -> DictConfig:
             "workload": {"name": "w", "arrivals": "poisson", "num_requests": 3, "request_rate_per_s": 2.0},
             "search": {"algorithm": "grid"},
             "search_space": "default",
+            "engines": [],
             "seed": 0,
         }
     )
@@ -60,6 +61,25 @@ def test_trials_have_the_promised_columns_and_types(tmp_path: Path) -> None:
     assert {row["status"] for row in rows} == {"ok", "failed", "infeasible"}
     assert {row["trial_id"]: row["pareto"] for row in rows if row["pareto"]} == {"0000": True, "0002": True}
     assert rows[0]["enforce_eager"] is True
+
+
+def test_the_report_names_every_engine_and_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those in environments of their own."""
+    info = tmp_path / "environment" / "lib" / "python3.11" / "site-packages" / "sglang-7.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sglang\nVersion: 7\n")
+    monkeypatch.setenv("REVATI_SGLANG_ENV", str(tmp_path / "environment"))
+    monkeypatch.setenv("REVATI_ROUTERS_ENV", str(tmp_path / "nothing"))
+    packages = output.versions(0)["packages"]
+    assert (packages["sglang"], packages["sglang-router"]) == ("7", None)
+    both = OmegaConf.merge(config(), {"engines": ["sglang", "vllm"]})
+    with Ledger(tmp_path / "ledger.jsonl") as ledger:
+        output.write_results(tmp_path, both, PROBLEM, objective(), SPACE, ledger)
+    assert re.fullmatch(
+        r"sglang 7, vllm (\d\S+|\(not installed here\))", page_data(tmp_path)["facts"]["Engine"]
+    )
 
 
 def test_a_table_of_no_trials_has_the_columns() -> None:

@@ -154,7 +154,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: aiconfigurator-core\nVersion: 7\n")
     monkeypatch.syspath_prepend(root)
     monkeypatch.delitem(sys.modules, "aiconfigurator_core", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("REVATI_CACHE", str(tmp_path / "cache"))
     return data
 
 

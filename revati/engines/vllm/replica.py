@@ -92,7 +92,7 @@ class VllmReplica:
         return sent
 
     def _engine_request(self, request: Request) -> EngineCoreRequest:
-        parameters = sampling_parameters(request)
+        parameters = sampling_parameters(request.output_tokens)
         return self._inputs.process_inputs(
             str(request.index), {"prompt_token_ids": request.prompt_token_ids}, parameters, ("generate",)
         )

@@ -51,7 +51,7 @@ class VllmServer:
         return int(self._config.cache_config.num_gpu_blocks or 0)
 
     async def generate(self, request: Request) -> AsyncIterator[RequestOutput]:
-        parameters = sampling_parameters(request)
+        parameters = sampling_parameters(request.output_tokens)
         prompt: Any = {"prompt_token_ids": request.prompt_token_ids}
         async for output in self._llm.generate(prompt, parameters, request_id=str(request.index)):
             stats = output.metrics

@@ -67,7 +67,7 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
 
     gpu = load_gpu(spec.gpu)
     core = NativeCore()
-    core.configure(gpu.to_environment(spec.tensor_parallel_size * spec.pipeline_parallel_size))
+    core.configure(gpu.to_environment(spec.gpus_per_replica))
     shape = rank_shape(spec.model, spec.tensor_parallel_size)
     timings = source(spec.timing_source).open(spec.gpu, shape)
     pricing = LaunchPricing(core, timings, gpu, full_graphs=not spec.engine_args.get("enforce_eager", False))

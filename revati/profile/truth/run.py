@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -21,9 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from revati.compact import write_compact
-from revati.deployment.metrics import summarize
 from revati.engines.vllm.step_log import TIME_COLUMNS
-from revati.profile.host_client import Client, Outcome, now
+from revati.profile.host_client import Client, measured_metrics, now, requests_table
 from revati.profile.host_engine import start_engine
 from revati.profile.host_load import EngineCase, Request, write_model
 from revati.profile.host_probe import python_probes
@@ -148,34 +146,6 @@ def machine_state() -> dict[str, Any]:
     }
 
 
-def requests_table(outcomes: Sequence[Outcome], start_s: float) -> pa.Table:
-    """One row a request in the order of arrival; `outcomes` hold CLOCK_MONOTONIC seconds."""
-    first = np.array([outcome.token_times_s[0] for outcome in outcomes])
-    last = np.array([outcome.token_times_s[-1] for outcome in outcomes])
-    arrival = np.array([outcome.arrival_s for outcome in outcomes])
-    gaps = np.array([max(1, len(outcome.token_times_s) - 1) for outcome in outcomes])
-    stats = ("queued_s", "scheduled_s", "engine_first_token_s", "engine_last_token_s")
-    return pa.table(
-        {
-            "arrival_s": np.round(arrival - start_s, 9),  # the same in every repeat
-            "submitted_s": np.array([outcome.submitted_s for outcome in outcomes]) - start_s,
-            "prompt_tokens": [outcome.prompt_tokens for outcome in outcomes],
-            "output_tokens": [len(outcome.token_times_s) for outcome in outcomes],
-            "ttft_s": first - arrival,
-            "e2e_s": last - arrival,
-            "tpot_s": (last - first) / gaps,
-            **{name: np.array([getattr(outcome, name) for outcome in outcomes]) - start_s for name in stats},
-            "token_times_us": pa.array(
-                [
-                    np.round((np.array(outcome.token_times_s) - outcome.arrival_s) * 1e6).astype(np.int32)
-                    for outcome in outcomes
-                ],
-                pa.list_(pa.int32()),
-            ),
-        }
-    )
-
-
 def from_start(steps: pa.Table, start_s: float) -> pa.Table:
     """Return the step log with its times counted from the run's start, without the steps before it."""
     for name in TIME_COLUMNS:
@@ -220,11 +190,7 @@ def write_description(
         "frontend_stall": machine["client_longest_pause_s"] > STALL_S,
         "engine_start_s": facts["engine_start_s"],
         "machine": machine,
-        "measured": {
-            name: value
-            for name, value in summarize(requests, len(engine_runs.gpus)).items()
-            if not math.isnan(value)
-        },
+        "measured": measured_metrics(requests, len(engine_runs.gpus)),
     }
     (folder / "run.json").write_text(json.dumps(description, indent=1, default=str))
     if not any(logs.iterdir()):
