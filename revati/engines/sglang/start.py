@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from revati.engines.base import Http, InfeasibleError, ServerControl, ServerProgram, StartedServer
 from revati.engines.common import deployment_costs, import_for_forks, rank_shape, write_model_folder
-from revati.engines.sglang.settings import DEPLOYMENT_ENVIRONMENT, process_environment
+from revati.engines.sglang.processes import PLUGIN
+from revati.engines.sglang.settings import (
+    DEPLOYMENT_ENVIRONMENT,
+    EMULATION_ENVIRONMENT,
+    process_environment,
+    toolkit_environment,
+)
 from revati.engines.warm import WarmEngine
 from revati.interception.core import NativeCore
 from revati.interception.gpu import load_gpu
@@ -26,7 +33,7 @@ def environment() -> dict[str, str]:
 
 
 def served_environment() -> dict[str, str]:
-    return dict(DEPLOYMENT_ENVIRONMENT)
+    return {**DEPLOYMENT_ENVIRONMENT, **EMULATION_ENVIRONMENT, "SGLANG_PLUGINS": PLUGIN}
 
 
 def preload() -> None:
@@ -66,7 +73,10 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
 
 
 def serve(spec: DeploymentSpec, work_dir: Path) -> StartedServer:
-    raise InfeasibleError("SGLang as its own processes is not emulated yet: deployment=inprocess")
+    os.environ.update(served_environment() | toolkit_environment())
+    from revati.engines.sglang.server import SglangServer
+
+    return SglangServer(spec, work_dir)
 
 
 def server_program(spec: DeploymentSpec, model_folder: Path, port: int) -> ServerProgram:

@@ -1,0 +1,43 @@
+"""Unmodified SGLang processes under emulation: what each charges to its clock, and what it samples.
+
+An `sglang.srt.plugins` plug-in.  It does nothing unless the process belongs to an emulated deployment
+(`revati.engines.emulation`).  Outside of a virtual-time domain nothing is charged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from revati.engines.emulation import Emulation
+from revati.engines.process import EmulatedProcess
+
+PLUGIN = "revati_processes"  # its name among the entry points
+
+
+class SglangProcess(EmulatedProcess):
+    """A process of SGLang's."""
+
+    def know(self, settings: Any) -> None:
+        """Charge the host costs of an engine with these ``ServerArgs`` from now on."""
+        self.charge_costs(
+            f"{self.emulation.host.name}_sglang",
+            settings.get_model_config().hf_text_config.num_hidden_layers,
+            settings.tp_size,
+            settings.pp_size,
+        )
+
+
+def register() -> None:
+    """Prepare SGLang's classes in this process (the plug-in's entry point)."""
+    emulation = Emulation.of_process()
+    if emulation is None:
+        return
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from revati.engines.sglang import frontend_process, scheduler_process
+    from revati.engines.sglang.kernels import use_measured_norms
+
+    process = SglangProcess(emulation)
+    use_measured_norms()
+    for target, hook in {**scheduler_process.hooks(process), **frontend_process.hooks(process)}.items():
+        HookRegistry.register(target, hook, HookType.AROUND)

@@ -1,0 +1,149 @@
+"""SGLang's scheduler and its worker in a process of their own: launches priced, host phases charged."""
+
+from __future__ import annotations
+
+import functools
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+from revati.engines.refusals import telling_refusals
+from revati.engines.sglang.steps import ChargedSteps
+from revati.interception.gpu import load_gpu
+from revati.spec import ModelShape
+from revati.timing.attach import LaunchPricing
+from revati.timing.estimate import RankShape
+from revati.timing.source import source
+from revati.virtual_time.host import IDLE_STEP
+
+if TYPE_CHECKING:
+    from revati.engines.sglang.processes import SglangProcess
+
+_SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+_SENDER = "sglang.srt.managers.scheduler_components.output_sender.SenderWrapper"
+_REFUSALS = (ValueError, AssertionError, RuntimeError)  # what SGLang raises for what does not fit
+USAGE, KERNELS = "usage.json", "kernels.parquet"
+
+
+class EmulatedScheduler:
+    """What one scheduler process needs to know of its steps."""
+
+    def __init__(self, scheduler: Any, process: SglangProcess, settings: Any, tp_rank: int) -> None:
+        process.know(settings)
+        self._scheduler, self._meter = scheduler, process.meter
+        gpu = process.emulation.gpu
+        config = settings.get_model_config()
+        model = ModelShape(settings.model_path, config.hf_text_config.to_dict())
+        timings = source(process.emulation.timing_source).open(gpu, RankShape.of(model, settings.tp_size))
+        self.pricing = LaunchPricing(process.core, timings, load_gpu(gpu))
+        self.pricing.own_time = process.meter.excluded
+        self.steps = ChargedSteps(scheduler, self.pricing, process.meter)
+        self._held: list[Callable[[], None]] | None = None  # outputs, until their step is charged
+        self._poller: Any = None
+
+    def take_inputs(self, process_input: Callable[..., Any], messages: Any) -> None:
+        from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+
+        for message in messages or ():
+            if isinstance(message, TokenizedGenerateReqInput):
+                self._meter.charge("input", IDLE_STEP)
+        process_input(messages)
+
+    def process(self, process_batch_result: Callable[..., Any], batch: Any, result: Any) -> None:
+        self._held = []
+        try:
+            self.steps.process(process_batch_result, batch, result)
+        finally:
+            held, self._held = self._held, None
+        if held:
+            self._meter.charge("output", self.steps.processed)
+        for send in held:
+            send()
+
+    def send(self, send: Callable[[], None]) -> None:
+        """A message to the frontend leaves when the work of its step is done, not in the middle."""
+        if self._held is None:
+            send()
+        else:
+            self._held.append(send)
+
+    def sleep(self) -> None:
+        """Wait for a message where the real scheduler looks again and again whether there is one."""
+        if self._poller is None:
+            self._poller = self._sockets()
+        self._poller.poll()
+
+    def usage(self, folder: Path) -> None:
+        """Write what a trial's row says of this process's timings."""
+        usage = self.pricing.usage()
+        pq.write_table(usage.table(), folder / KERNELS)
+        (folder / USAGE).write_text(json.dumps(usage.columns()))
+
+    def _sockets(self) -> Any:
+        import zmq
+
+        poller, receiver = zmq.Poller(), self._scheduler.request_receiver
+        for socket in (receiver.recv_from_tokenizer, receiver.recv_from_rpc):
+            poller.register(socket, zmq.POLLIN)
+        return poller
+
+
+def hooks(process: SglangProcess) -> dict[str, Callable[..., Any]]:
+    """Around which of SGLang's methods what runs; adds methods for `collective_rpc`."""
+    from sglang.srt.managers.scheduler import Scheduler
+
+    emulated: list[EmulatedScheduler] = []  # at most one in a process
+
+    def initialise(
+        original: Callable[..., Any],
+        scheduler: Any,
+        settings: Any,
+        ports: Any,
+        gpu_id: int,
+        tp_rank: int,
+        moe_ep_rank: int,
+        pp_rank: int,
+        *args: Any,
+    ) -> None:
+        # Before anything is captured: a graph keeps the prices of its launches.
+        emulated.append(EmulatedScheduler(scheduler, process, settings, tp_rank))
+        name = f"{ports.nccl_port} {pp_rank}"  # the same port in one engine's processes only
+        process.core.set_all_reduce_group(zlib.crc32(name.encode()), tp_rank, settings.tp_size)
+        start = telling_refusals(original, _REFUSALS)
+        start(scheduler, settings, ports, gpu_id, tp_rank, moe_ep_rank, pp_rank, *args)
+
+    def take_inputs(original: Callable[..., Any], scheduler: Any, messages: Any) -> None:
+        emulated[0].take_inputs(functools.partial(original, scheduler), messages)
+
+    def schedule(original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+        return emulated[0].steps.schedule(functools.partial(original, scheduler), *args, **kwargs)
+
+    def run(original: Callable[..., Any], scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        return emulated[0].steps.run(functools.partial(original, scheduler), batch, *args, **kwargs)
+
+    def process_result(original: Callable[..., Any], scheduler: Any, batch: Any, result: Any) -> None:
+        emulated[0].process(functools.partial(original, scheduler), batch, result)
+
+    def send(original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        emulated[0].send(functools.partial(original, *args, **kwargs))
+
+    def sleep(original: Callable[..., Any], scheduler: Any) -> None:
+        ranks = scheduler.ps
+        if ranks.pp_rank == ranks.tp_rank == 0:  # the others wait for this one
+            emulated[0].sleep()
+
+    Scheduler.revati_usage = lambda _, folder: emulated[0].usage(Path(folder))
+    Scheduler.revati_reset_counters = lambda _: process.core.reset_counters()
+    return {
+        f"{_SCHEDULER}.__init__": initialise,
+        f"{_SCHEDULER}.process_input_requests": take_inputs,
+        f"{_SCHEDULER}.get_next_batch_to_run": schedule,
+        f"{_SCHEDULER}.run_batch": run,
+        f"{_SCHEDULER}.process_batch_result": process_result,
+        f"{_SCHEDULER}.maybe_sleep_on_idle": sleep,
+        f"{_SENDER}.send_output": send,
+    }
