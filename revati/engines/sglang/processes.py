@@ -34,10 +34,11 @@ def register() -> None:
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from revati.engines.sglang import frontend_process, scheduler_process
+    from revati.engines.sglang import frontend_process, scheduler_process, stage_process
     from revati.engines.sglang.kernels import use_measured_norms
 
     process = SglangProcess(emulation)
     use_measured_norms()
-    for target, hook in {**scheduler_process.hooks(process), **frontend_process.hooks(process)}.items():
-        HookRegistry.register(target, hook, HookType.AROUND)
+    for module in (scheduler_process, stage_process, frontend_process):
+        for target, hook in module.hooks(process).items():
+            HookRegistry.register(target, hook, HookType.AROUND)

@@ -71,14 +71,27 @@ class EmulatedScheduler:
         else:
             self._held.append(send)
 
+    @property
+    def _first(self) -> bool:
+        """Whether this is the rank that the frontend talks to."""
+        ranks = self._scheduler.ps
+        return bool(ranks.pp_rank == ranks.tp_rank == 0)
+
     def sleep(self) -> None:
-        """Wait for a message where the real scheduler looks again and again whether there is one."""
+        """Wait for a message where the real scheduler looks again and again whether there is one.
+
+        The other ranks wait for the first one.
+        """
+        if not self._first:
+            return
         if self._poller is None:
             self._poller = self._sockets()
         self._poller.poll()
 
     def usage(self, folder: Path) -> None:
-        """Write what a trial's row says of this process's timings."""
+        """Write what a trial's row says of the first rank's timings; the others run the like."""
+        if not self._first:
+            return
         usage = self.pricing.usage()
         pq.write_table(usage.table(), folder / KERNELS)
         (folder / USAGE).write_text(json.dumps(usage.columns()))
@@ -132,9 +145,7 @@ def hooks(process: SglangProcess) -> dict[str, Callable[..., Any]]:
         emulated[0].send(functools.partial(original, *args, **kwargs))
 
     def sleep(original: Callable[..., Any], scheduler: Any) -> None:
-        ranks = scheduler.ps
-        if ranks.pp_rank == ranks.tp_rank == 0:  # the others wait for this one
-            emulated[0].sleep()
+        emulated[0].sleep()
 
     Scheduler.revati_usage = lambda _, folder: emulated[0].usage(Path(folder))
     Scheduler.revati_reset_counters = lambda _: process.core.reset_counters()
