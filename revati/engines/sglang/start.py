@@ -24,6 +24,7 @@ from revati.timing.attach import LaunchPricing
 from revati.timing.source import source
 from revati.virtual_time.host import HostMeter
 
+STAGES_IN_ONE_PROCESS = False
 # What a forked trial sets on a warmed scheduler, and that nothing else was derived from.
 LATE_KNOBS = frozenset({"max_running_requests", "max_prefill_tokens", "schedule_policy"})
 
@@ -59,7 +60,9 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     from revati.engines.sglang.replica import SglangReplica
 
     if spec.pipeline_parallel_size > 1:
-        raise InfeasibleError("SGLang's pipeline parallelism is not emulated yet: pipeline_parallel_size=1")
+        raise InfeasibleError(
+            "SGLang's pipeline stages have processes of their own: deployment=processes or auto"
+        )
     gpu = load_gpu(spec.gpu)
     core = NativeCore()
     core.configure(gpu.to_environment(spec.tensor_parallel_size))
