@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from revati.virtual_time.host import StepShape, TableHost
-from revati.virtual_time.host_table import KINDS, PHASES, HostTable, known_tables
+from revati.virtual_time.host_table import KINDS, PHASES, HostTable, known_tables, name_for
 from revati.virtual_time.spread import factors
 
 PHASE = {
@@ -88,9 +88,18 @@ def test_a_phase_and_kind_may_have_a_slowdown_of_its_own(tmp_path: Path) -> None
     for phase, kind, slowdown in (("execute", "full", 3), ("execute", "piecewise", 2), ("update", "full", 2)):
         expected = slowdown * one.phase_us(phase, kind, 16, 100, 2, 32)
         assert table.phase_us(phase, kind, 16, 100, 2, 32) == pytest.approx(expected)
+    own.write_text("base: h200_xeon\nslowdown: 2\nslowdown_of: {execute: {any: 3, full: 4}}\n")
+    for kind, slowdown in (("full", 4), ("piecewise", 3)):
+        found = HostTable.load(str(own)).phase_us("execute", kind, 16, 100, 2, 32)
+        assert found == pytest.approx(slowdown * one.phase_us("execute", kind, 16, 100, 2, 32))
     own.write_text("base: h200_xeon\nslowdown: 2\nslowdown_of: {launch: {full: 3}}\n")
     with pytest.raises(ValueError, match="unknown phase 'launch'"):
         HostTable.load(str(own))
+
+
+def test_engines_have_tables_of_their_own_but_a_file_is_taken_as_it_is() -> None:
+    names = [name_for(*given) for given in (("x", "vllm"), ("x", "sglang"), ("/a/x.yaml", "sglang"))]
+    assert names == ["x", "x_sglang", "/a/x.yaml"]
 
 
 @pytest.mark.parametrize("name", known_tables())

@@ -86,6 +86,7 @@ class GpuDescription:
     nvml_memory_bytes: int
     context_bytes: int
     library_bytes: int
+    communicator_bytes: int
     graph_node_bytes: int
     nvlink_links: int
     launch_queue_depth: int
@@ -112,7 +113,8 @@ class GpuDescription:
             name: getattr(self, name)
             for name in (
                 "name", "uuid_prefix", "driver_version", "cuda_driver_version", "memory_bytes",
-                "nvml_memory_bytes", "context_bytes", "library_bytes", "graph_node_bytes", "nvlink_links",
+                "nvml_memory_bytes", "context_bytes", "library_bytes", "communicator_bytes",
+                "graph_node_bytes", "nvlink_links",
             )
         }  # fmt: skip
         fields["count"] = count

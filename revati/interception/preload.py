@@ -23,11 +23,12 @@ def _library_dir() -> Path:
 
 LIBRARY_DIR = _library_dir()
 CORE_LIBRARY = LIBRARY_DIR / "librevati.so"
+CUDA_RUNTIME = LIBRARY_DIR / "libcudart.so.13"
 TIMING_LIBRARY = LIBRARY_DIR / "librevati_timing.so"  # loaded, not preloaded
 STAND_INS = (
-    "librevati.so",
+    CORE_LIBRARY.name,
     "libcuda.so.1",
-    "libcudart.so.13",
+    CUDA_RUNTIME.name,
     "libnvidia-ml.so.1",
     "libcublas.so.13",
     "libcublasLt.so.13",

@@ -88,12 +88,11 @@ def samples_of(log: Log) -> dict[tuple[str, str], Samples]:
     of_step = features(steps["requests"], steps["prefill_tokens"], steps["prefill_requests"])
     receive_us = log.us("recv_begin_s", "schedule_begin_s")
     silent = steps["received"] == 0
-    turn_us = float(np.median(receive_us[silent & launched]))
     kind, any_kind = log.kinds("mode"), np.full(count, "any")
-    schedule_us = turn_us + log.us("schedule_begin_s", "run_begin_s")
+    schedule_us = turn_us(log) + log.us("schedule_begin_s", "run_begin_s")
     add("schedule", kind, schedule_us, launched, of_step)
     add("execute", kind, log.us("run_begin_s", "run_end_s"), launched, of_step)
-    each_us = (receive_us - turn_us) / np.maximum(1, steps["received"])
+    each_us = (receive_us - turn_us(log)) / np.maximum(1, steps["received"])
     add("input", any_kind, each_us, ~silent, features(np.zeros(count)))
     processed = steps["processed_requests"] > 0
     of_processed = features(steps["processed_requests"])
@@ -104,6 +103,12 @@ def samples_of(log: Log) -> dict[tuple[str, str], Samples]:
     add("output", any_kind, log.us("process_end_s", "end_s"), processed, of_processed)
     found[("frontend_busy", "any")] = _frontend_samples(log, layers)
     return found
+
+
+def turn_us(log: Log) -> float:
+    """What a turn takes before it schedules, if no message has come."""
+    chosen = (log.steps["received"] == 0) & (log.steps["requests"] > 0)
+    return float(np.median(log.us("recv_begin_s", "schedule_begin_s")[chosen]))
 
 
 def _frontend_samples(log: Log, layers: float) -> Samples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -10,16 +11,15 @@ import numpy as np
 
 from revati.interception.core import Cost, LaunchKey, LaunchType, NativeCore, Work
 from revati.interception.gpu import GpuDescription
+from revati.timing.curve import extrapolated
 from revati.timing.estimate import Estimate, dtype_bytes
 from revati.timing.power import demand
 from revati.timing.source import TimingSource
 from revati.timing.usage import LaunchLog, Usage
 
 _DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "f8e4m3": "float8_e4m3", "s8": "int8"}
-_CUSTOM_ALL_REDUCE = {
-    "cross_device_reduce_1stage": "custom_1stage",
-    "cross_device_reduce_2stage": "custom_2stage",
-}
+_CUSTOM_ALL_REDUCE = re.compile(r"(\w+)::cross_device_reduce_([12]stage)")
+_MEASURED_ALL_REDUCE = "vllm"  # SGLang's was copied from it
 
 
 class LaunchPricing:
@@ -100,13 +100,14 @@ class LaunchPricing:
             cost.work = Work.ATTENTION if part == "main" else Work.ATTENTION_COMBINE
             self._attention_names[part] = name
             return None
-        for kernel, implementation in _CUSTOM_ALL_REDUCE.items():
-            if kernel in name:
-                cost.per_tokens = cost.meets = 1
-                nbytes, ranks = key.num_tokens * self._hidden_bytes, self._source.shape.tp
-                cost.ranks = ranks
-                estimate = self._source.collective("all_reduce", nbytes, ranks, implementation)
-                return name, f"{nbytes} bytes, {ranks} ranks", estimate
+        if found := _CUSTOM_ALL_REDUCE.search(name):
+            cost.per_tokens = cost.meets = 1
+            nbytes, ranks = key.num_tokens * self._hidden_bytes, self._source.shape.tp
+            cost.ranks = ranks
+            estimate = self._source.collective("all_reduce", nbytes, ranks, f"custom_{found[2]}")
+            if found[1] != _MEASURED_ALL_REDUCE:
+                estimate = extrapolated(estimate)
+            return name, f"{nbytes} bytes, {ranks} ranks", estimate
         grid, block = tuple(key.grid), tuple(key.block)
         estimate = self._source.kernel(name, grid, block, key.shared_bytes, key.num_tokens, self.num_reqs)
         return name, f"grid {grid}, block {block}, {key.shared_bytes} bytes shared", estimate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from revati.timing.curve import EXTRAPOLATED_REL_STD, Curve
+from revati.timing.curve import Curve, extrapolated
 from revati.timing.estimate import Estimate, RankShape
 from revati.timing.families import family, without_number
 from revati.timing.gpu import GpuLimits
@@ -92,8 +92,7 @@ class LaunchModel:
         if curve is None and kind != "elementwise":
             curve = self._by_family.get((kind, int(bool(width))))
         if curve is not None:
-            found = curve.estimate(work, kind)
-            return Estimate(found.duration_us, "extrapolated", EXTRAPOLATED_REL_STD, kind)
+            return extrapolated(curve.estimate(work, kind))
         nbytes = float(blocks) * block_x * BYTES_PER_THREAD
         if self._floor_us is not None:
             duration_us = self._floor_us + nbytes / (self._limits.memory_bytes_per_us * ATTAINABLE)

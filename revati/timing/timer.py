@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from revati import paths
 from revati.timing import db
 from revati.timing.attention import AttentionModel
-from revati.timing.curve import EXTRAPOLATED_REL_STD
+from revati.timing.curve import extrapolated
 from revati.timing.estimate import Estimate, RankShape, weaker
 from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN
 from revati.timing.gemm import GemmModel, Key, Launches
@@ -121,10 +121,7 @@ class KernelTimer:
 
     def _as_known(self, found: Estimate) -> Estimate:
         """What rests on another GPU's measurements is extrapolated."""
-        if found.kind not in self._scaled_kinds:
-            return found
-        provenance = weaker(found.provenance, "extrapolated")
-        return replace(found, provenance=provenance, rel_std=max(found.rel_std, EXTRAPOLATED_REL_STD))
+        return extrapolated(found) if found.kind in self._scaled_kinds else found
 
     def is_attention(self, name: str) -> str | None:
         """``'main'``, ``'combine'`` or None."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from revati.timing.curve import EXTRAPOLATED_REL_STD, Curve
+from revati.timing.curve import Curve, extrapolated
 from revati.timing.estimate import Estimate
 from revati.timing.gpu import GpuLimits
 from revati.timing.roofline import FLOOR_US, REL_STD, collective_roofline
@@ -45,12 +45,10 @@ class CollectiveModel:
         if curve is not None:
             return curve.estimate(nbytes, "collective")
         if op in SIMILAR and (SIMILAR[op], impl, ranks) in self._curves:
-            found = self._curves[SIMILAR[op], impl, ranks].estimate(nbytes, "collective")
-            return Estimate(found.duration_us, "extrapolated", EXTRAPOLATED_REL_STD, "collective")
+            return extrapolated(self._curves[SIMILAR[op], impl, ranks].estimate(nbytes, "collective"))
         nearest = self._nearest_ranks(op, impl, ranks)
         if nearest is not None:
-            found = self._curves[(op, impl, nearest)].estimate(nbytes, "collective")
-            return Estimate(found.duration_us, "extrapolated", EXTRAPOLATED_REL_STD, "collective")
+            return extrapolated(self._curves[(op, impl, nearest)].estimate(nbytes, "collective"))
         return collective_roofline(self._limits, op, nbytes, ranks)
 
     def _nearest_ranks(self, op: str, impl: str, ranks: int) -> int | None:

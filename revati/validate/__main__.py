@@ -2,7 +2,7 @@
 
     python -m revati.validate [DIR ...] [runs=GLOB] [host=NAME] [calibrate=1|0]
                               [mode=table|measured|free] [jobs=N] [repeats=N] [out=FOLDER]
-                              [emulate=1|0] [steps=0|1] [baselines=FOLDER]
+                              [emulate=1|0] [steps=0|1] [baselines=FOLDER] [predictor=NAME]
 
 A DIR (default: validation/runs of the project) holds one folder a measured run: run.json (engine, settings)
 and requests.parquet (a row a request); NAME_rep2, NAME_rep3, … repeat NAME. Recorded arrivals and lengths are
@@ -23,6 +23,8 @@ emulated/<case>/ (requests.parquet, run.json) and trials/ (logs and timelines of
     emulate    0: only compare with what FOLDER/emulated already holds
     steps      1: also write STEPS.md, engine steps of emulation and measurement compared by kind
     baselines  folder of *.csv with predictions by others (default: validation/predictions of the project)
+    predictor  emulate every case on the host given, whatever is known of its machine, and write nothing but
+               the metrics, into NAME.csv of the baselines: a predictor of its own in later summaries
 """
 
 from __future__ import annotations
@@ -37,7 +39,15 @@ from revati.spec import DeploymentSpec
 from revati.validate.calibration import calibrated
 from revati.validate.errors import write_errors
 from revati.validate.options import Options
-from revati.validate.predictions import EMULATED, Emulate, Prediction, emulate_all, read_csv, stored
+from revati.validate.predictions import (
+    EMULATED,
+    Emulate,
+    Prediction,
+    emulate_all,
+    read_csv,
+    stored,
+    write_csv,
+)
 from revati.validate.runs import Case, ValidationError, read_cases
 from revati.validate.steps_page import write_steps
 from revati.validate.summary import summary
@@ -46,18 +56,7 @@ from revati.workload import Workload
 
 def validate(options: Options, cases: Sequence[Case], emulate: Emulate | None) -> Mapping[str, Prediction]:
     """Emulate the cases unless `emulate` is None, compare, write all files; return the emulations."""
-    if emulate is None:
-        emulated = stored(cases, options.out)
-    else:
-        emulated = emulate_all(
-            cases,
-            emulate,
-            options.host,
-            options.out,
-            jobs=options.jobs,
-            repeats=options.repeats,
-            report=lambda line: print(line, file=sys.stderr, flush=True),
-        )
+    emulated = stored(cases, options.out) if emulate is None else _emulate_all(cases, emulate, options)
     predictions = {EMULATED: emulated}
     if options.baselines and options.baselines.is_dir():
         predictions |= {path.stem: read_csv(path) for path in sorted(options.baselines.glob("*.csv"))}
@@ -66,6 +65,34 @@ def validate(options: Options, cases: Sequence[Case], emulate: Emulate | None) -
     if options.steps:
         write_steps(cases, options.out / "trials", options.out / "STEPS.md")
     return emulated
+
+
+def predict(options: Options, cases: Sequence[Case], emulate: Emulate) -> Mapping[str, Prediction]:
+    """Emulate the cases knowing nothing of their machines, and write that as another predictor's.
+
+    What its file says of other cases stays.
+    """
+    assert options.predictor
+    assert options.baselines
+    path = options.baselines / f"{options.predictor}.csv"
+    predictions = _emulate_all([replace(case, host=None) for case in cases], emulate, options, path.stem)
+    before = read_csv(path) if path.is_file() else {}
+    write_csv(before | predictions, path)
+    return predictions
+
+
+def _emulate_all(
+    cases: Sequence[Case], emulate: Emulate, options: Options, folder: str = ""
+) -> dict[str, Prediction]:
+    return emulate_all(
+        cases,
+        emulate,
+        options.host,
+        options.out / folder,
+        jobs=options.jobs,
+        repeats=options.repeats,
+        report=lambda line: print(line, file=sys.stderr, flush=True),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,8 +108,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"revati.validate: {error}", file=sys.stderr)
         return 2
-    print((options.out / "SUMMARY.md").read_text())
-    print(f"All metrics: {options.out / 'validation.csv'}")
+    if options.predictor:
+        print(f"{options.baselines}/{options.predictor}.csv has the metrics of {len(emulated)} cases")
+    else:
+        print((options.out / "SUMMARY.md").read_text())
+        print(f"All metrics: {options.out / 'validation.csv'}")
     return 0 if any(not prediction.skipped for prediction in emulated.values()) else 1
 
 
@@ -92,7 +122,7 @@ def _emulated(options: Options, cases: Sequence[Case]) -> Mapping[str, Predictio
     from revati.deployment.runner import TemplateClient, TemplateServer
     from revati.engines.warm import engine_names
 
-    if options.calibrate:
+    if options.calibrate and not options.predictor:
         hosts = (options.out / "hosts").resolve()
         cases = [replace(case, calibrated=calibrated(case, options.host.name, hosts)) for case in cases]
     engines = sorted({case.description["engine"] for case in cases} & set(engine_names()))
@@ -101,7 +131,7 @@ def _emulated(options: Options, cases: Sequence[Case]) -> Mapping[str, Predictio
         def emulate(spec: DeploymentSpec, workload: Workload, folder: Path) -> Any:
             return TemplateClient(server.socket_path).run(spec, workload, folder)
 
-        return validate(options, cases, emulate)
+        return (predict if options.predictor else validate)(options, cases, emulate)
 
 
 if __name__ == "__main__":

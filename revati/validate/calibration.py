@@ -19,11 +19,11 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from revati.validate import host_log
-from revati.validate.host_log import PhaseCosts
+from revati.validate import host_log, turns
+from revati.validate.phase_costs import PhaseCosts
 from revati.validate.runs import CalibratedHost, Case, model_shape
 from revati.virtual_time.host import WORKER_PHASES
-from revati.virtual_time.host_table import HostTable, base_of
+from revati.virtual_time.host_table import HostTable, base_of, name_for
 from revati.virtual_time.spread import factors
 
 LEAST_STEPS = 20
@@ -67,21 +67,23 @@ def calibrated(case: Case, default: str, out: Path) -> CalibratedHost | None:
         default: the table where the manifest names none; what either is based on is calibrated.
     """
     runs = others(case)
-    found = calibrate(runs, base_of(case.host or default)) if runs else None
+    table = name_for(case.host or default, case.description["engine"])
+    found = calibrate(runs, base_of(table)) if runs else None
     if found is None:
         return None
     return CalibratedHost(found.write(out / f"{case.name}.yaml"), found.base, found.runs)
 
 
 def others(case: Case) -> list[Path]:
-    """Runs beside a case's with a step log that the same engine process served, without the case's own."""
-    if case.description["engine"] != "vllm" or case.description.get("engine_start_s") is None:
-        return []  # the log's columns are vLLM's, and the start tells the engine's runs
-    engine, own = _engine(case.description), {run.name for run in case.runs}
+    """Runs beside a case's with a step log that the same engine processes served, without the case's own."""
+    # The start tells the runs of one engine from those of its like.
+    known = [run.description for run in case.runs if run.description.get("engine_start_s") is not None]
+    engines = {_engine(description) for description in known}
+    own = {run.name for run in case.runs}
     return [
         path.parent
         for path in sorted(case.runs[0].folder.parent.glob("*/steps.parquet"))
-        if path.parent.name not in own and _engine(_describe(path.parent)) == engine
+        if path.parent.name not in own and _engine(_describe(path.parent)) in engines
     ]
 
 
@@ -95,7 +97,7 @@ def calibrate(runs: Sequence[Path], base: str) -> Calibration | None:
     ratios: dict[tuple[str, str], list[tuple[float, float]]] = {}  # (measured, by the table) in µs
     for run in runs:
         description = _describe(run)
-        for costs in host_log.read(run, description):
+        for costs in _logged(run, description):
             for phase in costs.phases:
                 ratios.setdefault((phase, costs.kind), []).extend(_pairs(costs, table, description))
     by_phase: dict[str, dict[str, float]] = {}
@@ -112,6 +114,13 @@ def calibrate(runs: Sequence[Path], base: str) -> Calibration | None:
         return None
     overall = sum(value * steps for value, steps in common) / sum(steps for _, steps in common)
     return Calibration(base, tuple(run.name for run in runs), round(overall, 4), by_phase, spread)
+
+
+def _logged(run: Path, description: Mapping[str, Any]) -> list[PhaseCosts]:
+    if description["engine"] == "vllm":
+        return host_log.read(run, description)
+    log = turns.read(run, description)
+    return turns.costs(log) if log else []
 
 
 def _pairs(costs: PhaseCosts, table: HostTable, description: Mapping[str, Any]) -> list[tuple[float, float]]:

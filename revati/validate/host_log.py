@@ -1,9 +1,8 @@
-"""What each host phase of a measured run cost, from its step log and its workers' calls."""
+"""What each host phase of a measured run of vLLM cost, from its step log and its workers' calls."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from revati.validate.phase_costs import Array, Counts, PhaseCosts
 from revati.validate.steps import LARGEST_GRAPH, kinds
-
-Array = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseCosts:
-    """Costs in steps of one kind of a phase, or of several together, and these steps' shapes; all of shape
-    (steps,)."""
-
-    phases: tuple[str, ...]
-    kind: str
-    cost_us: Array
-    requests: Counts
-    prompt_tokens: Counts
-    prefills: Counts
 
 
 def read(folder: Path, description: Mapping[str, Any]) -> list[PhaseCosts]:

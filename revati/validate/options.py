@@ -9,11 +9,15 @@ from typing import cast
 
 from revati import paths
 from revati.spec import HOST_MODES, HostMode, HostSpec
+from revati.validate.predictions import EMULATED
 from revati.validate.runs import ValidationError
 from revati.virtual_time.host_table import known_tables
 
 DEFAULT_HOST = "h200_xeon_contended"
-ACCEPTED = ("runs", "host", "calibrate", "mode", "jobs", "repeats", "out", "emulate", "steps", "baselines")
+ACCEPTED = (
+    *("runs", "host", "calibrate", "mode", "jobs", "repeats", "out", "emulate", "steps", "baselines"),
+    "predictor",
+)
 
 
 def validation_dir() -> Path:
@@ -35,6 +39,7 @@ class Options:
     emulate: bool = True
     steps: bool = False
     baselines: Path | None = None
+    predictor: str | None = None
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Options:
@@ -61,6 +66,13 @@ class Options:
         baselines = given.get("baselines", "")
         if baselines and not Path(baselines).is_dir():
             raise ValidationError(f"baselines={baselines}: no such folder")
+        predictor = given.get("predictor")
+        if predictor is not None:
+            if not predictor.isidentifier() or predictor == EMULATED:
+                raise ValidationError(f"predictor={predictor}: accepted: a name other than {EMULATED}")
+            for option, wrong in (("calibrate", "1"), ("emulate", "0"), ("steps", "1")):
+                if given.get(option) == wrong:
+                    raise ValidationError(f"{option}={wrong}: not with predictor={predictor}")
         return cls(
             tuple(folders) or (validation_dir() / "runs",),
             given.get("runs", "*"),
@@ -72,6 +84,7 @@ class Options:
             _flag("emulate", given.get("emulate", "1")),
             _flag("steps", given.get("steps", "0")),
             Path(baselines) if baselines else validation_dir() / "predictions",
+            predictor,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -72,7 +73,7 @@ def measured_steps(log: pa.Table, *, eager: bool, largest_graph: int = LARGEST_G
     costs = {name: us[end] - us[begin] for name, begin, end in zip(PHASES, begins, ends, strict=True)}
     wait = us["update_begin_s"] - us["sample_end_s"]
     size = np.where(kind == "full", requests, tokens)
-    return _with_periods(
+    return with_periods(
         kind, size, costs, wait, us["schedule_begin_s"], us["update_begin_s"], us["step_end_s"]
     )
 
@@ -96,8 +97,9 @@ def emulated_steps(phases: pa.Table) -> Steps:
 
     def per_step(chosen: Sequence[str]) -> Array:
         rows = np.isin(names, chosen) & (step >= 0)
+        unknown = np.nan if rows.any() else 0.0  # an engine without such a phase
         spent = np.bincount(step[rows], (end - begin)[rows], minlength=count)
-        return np.where(np.bincount(step[rows], minlength=count) > 0, spent, np.nan)
+        return np.where(np.bincount(step[rows], minlength=count) > 0, spent, unknown)
 
     def moment(phase: str, times: Array) -> Array:
         rows = (names == phase) & (step >= 0)
@@ -112,7 +114,7 @@ def emulated_steps(phases: pa.Table) -> Steps:
         name: np.asarray(phases[name])[first] for name in ("kind", "requests", "prompt_tokens", "prefills")
     }
     tokens = shapes["prompt_tokens"] + shapes["requests"] - shapes["prefills"]
-    steps = _with_periods(
+    steps = with_periods(
         shapes["kind"].astype(np.str_),
         np.where(shapes["kind"] == "full", shapes["requests"], tokens),
         {name: per_step([name, DISPATCHED.get(name, name)]) for name in PHASES},
@@ -124,7 +126,7 @@ def emulated_steps(phases: pa.Table) -> Steps:
     return steps.chosen(steps.kind != "idle")
 
 
-def _with_periods(
+def with_periods(
     kind: npt.NDArray[np.str_],
     size: npt.NDArray[np.int64],
     costs: Mapping[str, Array],
@@ -162,7 +164,8 @@ def compare(measured: Steps, emulated: Steps, shown: Sequence[str] = SHOWN) -> s
             cells = [kind, label, *map(str, counts)]
             for name in shown:
                 real, virtual = _mean(one, name), _mean(other, name)
-                cells += [number(real, 0), number(100 * (virtual / real - 1), sign=True)]
+                error_pct = 100 * (virtual / real - 1) if real else math.nan
+                cells += [number(real, 0), number(error_pct, sign=True)]
             rows.append(cells)
     return table(header, rows)
 

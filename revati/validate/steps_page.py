@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
-from revati.validate import workers
-from revati.validate.runs import Case
+from revati.validate import turns, workers
+from revati.validate.runs import Case, MeasuredRun
 from revati.validate.steps import LARGEST_GRAPH, Steps, compare, emulated_steps, measured_steps
 
 INTRODUCTION = """\
@@ -43,14 +44,12 @@ def write_steps(cases: Iterable[Case], trials: Path, path: Path) -> None:
         if not timeline.is_file():
             continue
         phases = pq.read_table(timeline)
-        arguments = case.description["engine_args"]
-        name = ", ".join([case.description["model"], *(f"{key}={value}" for key, value in arguments.items())])
-        largest = max(case.description["resolved"].get("cudagraph_capture_sizes") or [LARGEST_GRAPH])
-        eager = bool(arguments.get("enforce_eager"))
+        name = _title(case.description)
+        largest, eager = _graphs(case.description)
         for run in case.runs:
-            if (log := run.folder / "steps.parquet").is_file():
+            if (measured := _measured(run)) is not None:
                 pair = core.setdefault(name, Pair())
-                pair.measured.append(measured_steps(pq.read_table(log), eager=eager, largest_graph=largest))
+                pair.measured.append(measured)
                 pair.emulated.append(emulated_steps(phases))
             calls = run.folder / "workers.parquet"
             if calls.is_file() and (emulated := workers.emulated_calls(phases)):
@@ -70,3 +69,27 @@ def write_steps(cases: Iterable[Case], trials: Path, path: Path) -> None:
         if name in worker:
             parts += ["Its workers (of tensor-parallel ranks the slowest):", worker[name].page(workers.SHOWN)]
     path.write_text("\n\n".join(parts) + "\n")
+
+
+def _title(description: Mapping[str, Any]) -> str:
+    sizes = ("tensor_parallel_size", "pipeline_parallel_size")
+    settings = {name: description[name] for name in sizes if description[name] > 1}
+    settings |= description["engine_args"]
+    engine = [] if description["engine"] == "vllm" else [description["engine"]]
+    return ", ".join([*engine, description["model"], *(f"{key}={value}" for key, value in settings.items())])
+
+
+def _graphs(description: Mapping[str, Any]) -> tuple[int, bool]:
+    """The largest size of vLLM's CUDA graphs, and whether there are none."""
+    largest = max(description["resolved"].get("cudagraph_capture_sizes") or [LARGEST_GRAPH])
+    return largest, bool(description["engine_args"].get("enforce_eager"))
+
+
+def _measured(run: MeasuredRun) -> Steps | None:
+    if not (log := run.folder / "steps.parquet").is_file():
+        return None
+    if run.description["engine"] == "vllm":
+        largest, eager = _graphs(run.description)
+        return measured_steps(pq.read_table(log), eager=eager, largest_graph=largest)
+    found = turns.read(run.folder, run.description)
+    return turns.steps(found) if found else None

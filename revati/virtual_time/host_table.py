@@ -18,6 +18,7 @@ phases, which replace those of the same name where there are several stages.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +117,11 @@ class HostTable:
                     wanted = "busy"
                 found = next((k for k in (wanted, *_NEAREST[wanted]) if k in by_kind), None)
                 if found is not None:
-                    factor = float(own.get(phase, {}).get(kind, slowdown))
+                    factor = float(_of_kind(own.get(phase, {}), kind, slowdown))
                     terms = [float(by_kind[found].get(term, 0.0)) * factor for term in TERMS]
                     terms[0] += float(by_kind[found].get(LATENCY, 0.0))
                     self._costs[phase, kind] = (terms[0], terms[1], terms[2], terms[3], terms[4])
-                    spread = spreads.get(phase, {}).get(kind, by_kind[found].get("spread"))
+                    spread = _of_kind(spreads.get(phase, {}), kind, by_kind[found].get("spread"))
                     if spread is not None:
                         self.spread[phase, kind] = factors(spread, phase != ARRIVAL)
         self._tensor_parallel = {
@@ -241,6 +242,11 @@ def base_of(name: str, folder: Path | None = None) -> str:
     return str(_read(name, folder or paths.conf_dir() / "host").get("base", name))
 
 
+def name_for(host: str, engine: str) -> str:
+    """The table of a host for an engine: vLLM's has the host's name; a file is one engine's already."""
+    return host if engine == "vllm" or host.endswith(".yaml") else f"{host}_{engine}"
+
+
 def known_tables(folder: Path | None = None) -> list[str]:
     """Names of the tables in a folder (default: conf/host)."""
     return sorted(path.stem for path in (folder or paths.conf_dir() / "host").glob("*.yaml"))
@@ -255,6 +261,10 @@ def _read(name: str, folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not ("phases" in content or "base" in content):
         raise ValueError(f"{path}: a host table holds 'phases', or a 'base' and a 'slowdown'")
     return content
+
+
+def _of_kind(by_kind: Mapping[str, Any], kind: str, default: Any) -> Any:
+    return by_kind.get(kind, by_kind.get("any", default))
 
 
 def _factor(given: dict[int, float], ranks: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first run ever 
 
 # Few graphs, so that an engine starts in seconds.
 FEW_GRAPHS = {"cuda_graph_max_bs_decode": 16, "cuda_graph_max_bs_prefill": 256}
+
+LARGEST_CUSTOM_ALL_REDUCE_BYTES = 8 << 20  # larger ones are NCCL's
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,8 @@ def test_requests_get_their_tokens_and_knobs_act_on_a_warm_engine(
     assert first["tokens"].tolist() == workload.output_tokens.tolist()
     again = columns(client.run(spec, workload, tmp_path / "again"))
     assert again["e2e_s"].tolist() == first["e2e_s"].tolist()
+    other = columns(client.run(replace(spec, seed=spec.seed + 1), workload, tmp_path / "other"))
+    assert other["e2e_s"].tolist() != first["e2e_s"].tolist()
     one = make_spec(engine="sglang", engine_args={**FEW_GRAPHS, "max_running_requests": 1})
     alone = columns(client.run(one, workload, tmp_path / "one"))
     assert alone["ttft_s"].max() > 3 * first["ttft_s"].max()
@@ -93,5 +98,11 @@ def test_two_ranks_are_folded_into_one_process(
     assert columns(result)["tokens"].tolist() == workload.output_tokens.tolist()
     kernels = pq.read_table(tmp_path / "kernels.parquet").to_pandas()
     reduced = kernels[kernels.name.str.contains("all_reduce|cross_device_reduce")]
-    assert set(reduced.kind) == {"collective"}
-    assert reduced.gpu_time_us.sum() > 0
+    nbytes = reduced["shape"].str.extract(r"(\d+) bytes, 2 ranks", expand=False).astype(int)
+    own = reduced.name.str.contains("sglang::cross_device_reduce_1stage<__nv_bfloat16, 2>", regex=False)
+    assert own.any()
+    assert (own == (nbytes <= LARGEST_CUSTOM_ALL_REDUCE_BYTES)).all()
+    # Its durations are those of vLLM's all-reduce, from which SGLang's was copied.
+    assert set(reduced[own].kind) == {"collective"}
+    assert set(reduced[own].provenance) == {"extrapolated"}
+    assert reduced.gpu_time_us.min() > 0

@@ -18,7 +18,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from revati.deployment.runner import TemplateClient, TemplateServer
+from revati.deployment.runner import TemplateClient, TemplateServer, TrialResult
 from revati.engines.vllm.start import SHARE_VARIABLE
 from revati.spec import DeploymentSpec, HostSpec
 from revati.workload import LognormalLengths, Sessions, SharedPrefixes, Workload
@@ -114,7 +114,16 @@ def test_table_mode_says_what_it_said_on_another_machine(
     """REVATI_REWRITE=1 makes the stored table again, after a change of timings."""
     index = np.arange(40)
     workload = Workload("arithmetic", index * 0.015, 20 + index * 131 % 900, 2 + index * 17 % 90)
-    result = client.run(make_spec(seed=7), workload, out_dir)
+    rows = rounded_rows(client.run(make_spec(seed=7), workload, out_dir / "7"))
+    if os.environ.get("REVATI_REWRITE"):
+        STORED_TABLE.write_text("\n".join(rows) + "\n")
+    assert rows == STORED_TABLE.read_text().split()
+    other = rounded_rows(client.run(make_spec(seed=8), workload, out_dir / "8"))
+    assert len(set(other) & set(rows)) < len(rows) / 2, "draws of other host times"
+
+
+def rounded_rows(result: TrialResult) -> list[str]:
+    """A trial's requests: latencies in ns, digests of token times."""
     assert result.status == "ok", result.reason
     requests = pq.read_table(result.requests_path)
     nanoseconds = [
@@ -125,10 +134,7 @@ def test_table_mode_says_what_it_said_on_another_machine(
         hashlib.sha256(np.asarray(times, np.int64).tobytes()).hexdigest()[:16]
         for times in requests["token_times_us"].to_pylist()
     ]
-    rows = [",".join(map(str, row)) for row in zip(*nanoseconds, digests, strict=True)]
-    if os.environ.get("REVATI_REWRITE"):
-        STORED_TABLE.write_text("\n".join(rows) + "\n")
-    assert rows == STORED_TABLE.read_text().split()
+    return [",".join(map(str, row)) for row in zip(*nanoseconds, digests, strict=True)]
 
 
 def test_a_forked_trial_equals_a_freshly_started_engine_which_leaves_nothing_behind(

@@ -78,6 +78,27 @@ def test_capacity_is_enforced() -> None:
     assert output.splitlines() == ["True", "out of memory", "fits"]
 
 
+def test_a_communicator_of_several_ranks_takes_memory_while_it_is_there() -> None:
+    output = emulated(
+        """
+        import ctypes, torch
+        nccl = ctypes.CDLL("libnccl.so.2")
+        class Id(ctypes.Structure):
+            _fields_ = [("bytes", ctypes.c_byte * 128)]
+        torch.empty(1, device="cuda")
+        comm, one, free = ctypes.c_void_p(), Id(), [torch.cuda.mem_get_info()[0]]
+        nccl.ncclGetUniqueId(ctypes.byref(one))
+        for ranks in (1, 2):
+            nccl.ncclCommInitRank(ctypes.byref(comm), ranks, one, 0)
+            free.append(torch.cuda.mem_get_info()[0])
+        nccl.ncclCommDestroy(comm)
+        free.append(torch.cuda.mem_get_info()[0])
+        print(*(free[0] - now for now in free[1:]))
+        """
+    )
+    assert output.split() == ["0", str(load_gpu("h200").communicator_bytes), "0"]
+
+
 def test_metadata_survives_the_device_and_bulk_costs_no_memory() -> None:
     output = emulated(
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from revati.spec import DeploymentSpec, HostSpec
-from revati.validate.__main__ import main, validate
+from revati.validate.__main__ import main, predict, validate
 from revati.validate.options import Options
 from revati.validate.predictions import Prediction, emulate_case, read_csv, write_csv
 from revati.validate.runs import ValidationError, read_cases
@@ -130,6 +131,30 @@ def test_a_prediction_is_the_median_of_its_repeats(
     assert len(list(kept.glob("requests*.parquet"))) == 1, "of this emulation alone"
 
 
+def test_the_emulation_that_knows_nothing_of_the_machines_is_a_predictor_beside_the_others(
+    measured: Path, add_run: AddRun, options: Options, echo: Callable[[float], Echo]
+) -> None:
+    for name in ("a", "b"):
+        add_run(name)
+    (measured / "manifest.yaml").write_text("host: {a: h200_xeon_quiet}\n")
+    cases, guess = read_cases([measured]), replace(options, predictor="default_host")
+    emulation = echo(1.2)
+    predict(guess, cases, emulation)
+    assert {spec.host.name for spec in emulation.specs} == {"h200_xeon"}, "not the manifest's"
+    assert not (options.out / "SUMMARY.md").exists()
+    predict(guess, cases[:1], echo(1.5))
+    validate(options, cases, echo(1.0))
+    errors = {
+        (row["case"], row["predictor"]): float(row["error_pct"])
+        for row in rows_of(options)
+        if row["metric"] == "ttft_ms_p50"
+    }
+    assert errors == pytest.approx(
+        {("a", "emulated"): 0, ("b", "emulated"): 0, ("a", "default_host"): 50, ("b", "default_host"): 20},
+        abs=1e-3,
+    )
+
+
 def test_predictions_of_others_are_numbers_or_reasons(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     given = {"a": Prediction({"ttft_ms_p50": 12.5}), "b": Prediction(skipped="no such model")}
@@ -153,6 +178,9 @@ def test_predictions_of_others_are_numbers_or_reasons(tmp_path: Path) -> None:
         (["x", "run=a"], "unknown option 'run'; accepted: runs, host"),
         (["x", "steps=yes"], "steps=yes: accepted: 0, 1"),
         (["x", "baselines=nowhere"], "no such folder"),
+        (["x", "predictor=emulated"], "accepted: a name other than emulated"),
+        (["x", "predictor=../x"], "accepted: a name"),
+        (["x", "predictor=guess", "calibrate=1"], "calibrate=1: not with predictor=guess"),
     ],
 )
 def test_wrong_arguments_teach(arguments: list[str], message: str) -> None:

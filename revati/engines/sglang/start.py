@@ -23,6 +23,7 @@ from revati.spec import DeploymentSpec, HostSpec
 from revati.timing.attach import LaunchPricing
 from revati.timing.source import source
 from revati.virtual_time.host import HostMeter
+from revati.virtual_time.host_table import name_for
 
 STAGES_IN_ONE_PROCESS = False
 # What a forked trial sets on a warmed scheduler, and that nothing else was derived from.
@@ -101,7 +102,7 @@ def prepare(warm: WarmEngine, spec: DeploymentSpec) -> None:
     assert isinstance(warm.replica, SglangReplica)
     late: dict[str, Any] = {name: spec.engine_args[name] for name in LATE_KNOBS & spec.engine_args.keys()}
     apply_late_knobs(warm.replica, late)
-    warm.meter.set_costs(deployment_costs(spec, f"{spec.host.name}_sglang"))
+    warm.meter.set_costs(deployment_costs(spec, name_for(spec.host.name, "sglang")))
     warm.core.set_allocations_wait(not spec.warmed_up)
 
 

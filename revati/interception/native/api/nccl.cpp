@@ -18,6 +18,9 @@ int64_t element_bytes(int type) {
   static const int64_t sizes[] = {1, 1, 4, 4, 8, 8, 2, 4, 8, 2, 1, 1};  // ncclDataType_t, in order
   return sizes[type];
 }
+void charge(const Comm &comm, int sign) {
+  if (comm.group.ranks() > 1) charge_memory(comm.device, sign * static_cast<int64_t>(gpu().communicator_bytes));
+}
 int collective(const char *op, size_t count, int type, void *c, void *stream, Roles roles = {}) {
   launch_collective(stream, op, static_cast<int64_t>(count) * element_bytes(type), &comm(c)->group, roles);
   return 0;
@@ -30,12 +33,18 @@ REVATI_API int ncclGetUniqueId(UniqueId *id) {
   return getrandom(&id->id, sizeof id->id, 0) == sizeof id->id ? 0 : 2;  // ncclSystemError
 }
 REVATI_API int ncclCommInitRank(void **out, int ranks, UniqueId id, int rank) {
-  *out = new Comm{Group(id.id, rank, ranks), current_device()};
+  auto *made = new Comm{Group(id.id, rank, ranks), current_device()};
+  charge(*made, 1);
+  *out = made;
   return 0;
 }
 REVATI_API int ncclCommInitRankConfig(void **out, int ranks, UniqueId id, int rank, void *) { return ncclCommInitRank(out, ranks, id, rank); }
 REVATI_API int ncclCommInitRankScalable(void **out, int ranks, int rank, int, UniqueId *id, void *) { return ncclCommInitRank(out, ranks, *id, rank); }
-REVATI_API int ncclCommDestroy(void *c) { delete comm(c); return 0; }
+REVATI_API int ncclCommDestroy(void *c) {
+  charge(*comm(c), -1);
+  delete comm(c);
+  return 0;
+}
 REVATI_API int ncclCommFinalize(void *) { return 0; }
 REVATI_API int ncclCommAbort(void *c) { return ncclCommDestroy(c); }
 REVATI_API int ncclCommCount(void *c, int *count) { *count = comm(c)->group.ranks(); return 0; }

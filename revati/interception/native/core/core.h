@@ -28,6 +28,7 @@ struct GpuDescription {
   // Device memory outside any allocation of the program:
   size_t context_bytes = 0;          // the CUDA context and its first modules
   size_t library_bytes = 0;          // cuBLAS and further modules, from the first product on
+  size_t communicator_bytes = 0;     // NCCL's buffers and channels, a communicator of several ranks
   size_t graph_node_bytes = 0;       // a kernel node of an instantiated graph
   int nvlink_links = 0;
   std::map<int, int> attributes;     // cudaDeviceAttr -> value

@@ -26,6 +26,7 @@ GpuDescription parse(const char *text) {
     else if (key == "context_bytes") gpu.context_bytes = number();
     else if (key == "graph_node_bytes") gpu.graph_node_bytes = number();
     else if (key == "library_bytes") gpu.library_bytes = number();
+    else if (key == "communicator_bytes") gpu.communicator_bytes = number();
     else if (key == "nvlink_links") gpu.nvlink_links = static_cast<int>(number());
     else if (key.rfind("attr.", 0) == 0) gpu.attributes[std::atoi(key.c_str() + 5)] = std::atoi(value.c_str());
     else {

@@ -1,0 +1,60 @@
+"""What a measured run of SGLang tells: the turns of its scheduler's event loop on rank 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from revati.profile.sglang_host_fit import Log, samples_of, turn_us
+from revati.validate.phase_costs import PhaseCosts
+from revati.validate.steps import Steps, with_periods
+
+
+def read(folder: Path, description: Mapping[str, Any]) -> Log | None:
+    """A run's turns from its steps.parquet (see `revati.profile.truth.pack`), without its requests.
+
+    None for pipelines, whose turns are full of waiting for the neighbours.
+    """
+    if description["pipeline_parallel_size"] > 1:
+        return None
+    turns = pq.read_table(folder / "steps.parquet")
+    turns = turns.filter(pa.array(np.asarray(turns["rank"]) == 0))
+    columns = {}
+    for name in turns.column_names:
+        if name.endswith("_us") and name != "send_wait_us":
+            times_us = turns[name].cast(pa.float64()).fill_null(float("nan"))
+            columns[f"{name.removesuffix('_us')}_s"] = 1e-6 * times_us.to_numpy()
+        else:
+            columns[name] = turns[name].to_numpy()
+    return Log(columns, [], dict(description))
+
+
+def costs(log: Log) -> list[PhaseCosts]:
+    """Costs of all phases that turns tell, as the host table has them."""
+    found = []
+    for (phase, kind), sample in samples_of(log).items():
+        if sample.cost_us and len(cost_us := np.concatenate(sample.cost_us)):
+            counts = np.concatenate(sample.features).astype(np.int64)
+            found.append(PhaseCosts((phase,), kind, cost_us, counts[:, 1], counts[:, 2], counts[:, 3]))
+    return found
+
+
+def steps(log: Log) -> Steps:
+    """The turns that launched a batch."""
+    turns = log.steps
+    kind = log.kinds("mode")
+    phases = {
+        "schedule": log.us("schedule_begin_s", "run_begin_s") + turn_us(log),
+        "execute": log.us("run_begin_s", "run_end_s"),
+        "sample": np.zeros(len(kind)),  # launched with the forward pass
+        "update": log.us("wake_s", "process_end_s"),
+    }
+    size = np.where(kind == "full", turns["requests"], turns["tokens"])
+    moments = (1e6 * turns[name] for name in ("recv_begin_s", "wake_s", "end_s"))
+    every = with_periods(kind, size, phases, log.us("process_begin_s", "wake_s"), *moments)
+    return every.chosen(turns["requests"] > 0)
