@@ -24,6 +24,7 @@ from subprocess import Popen
 from typing import Any
 
 from revati.deployment.domain_run import Commands, Failure, open_domain
+from revati.deployment.other_environment import import_from
 from revati.deployment.routers import router_arguments
 from revati.deployment.wire import TrialRequest, TrialResult
 from revati.engines.base import InfeasibleError
@@ -116,6 +117,7 @@ class Fleet:
                 **refusal_environment(refusal),
             }
             environment.pop("PYTHONDONTWRITEBYTECODE", None)  # doubles the import time of every start
+            import_from(environment, Path(program.command[0]), self._folder / "python")
             with (self._folder / f"server_{len(self._urls)}.log").open("ab") as log:
                 self._commands.start(program.command, environment, log)
             self._urls.append(f"http://{_HOST}:{port}")

@@ -16,15 +16,16 @@ def import_from(environment: MutableMapping[str, str], python: Path, folder: Pat
     """Make ``python`` import this package, and find its plug-ins, with this environment.
 
     Args:
-        folder: is made, and holds nothing else that could be imported.
+        folder: is made if it does not exist, and holds nothing else that could be imported.
     """
     if python == Path(sys.executable):
         return
-    folder.mkdir(parents=True)
-    (folder / "revati").symlink_to(Path(revati.__file__).parent)
-    installed = distribution("revati")
-    metadata = folder / f"revati-{installed.version}.dist-info"
-    metadata.mkdir()
-    for name in _METADATA:
-        (metadata / name).write_text(installed.read_text(name) or "")
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        (folder / "revati").symlink_to(Path(revati.__file__).parent)
+        installed = distribution("revati")
+        metadata = folder / f"revati-{installed.version}.dist-info"
+        metadata.mkdir()
+        for name in _METADATA:
+            (metadata / name).write_text(installed.read_text(name) or "")
     environment["PYTHONPATH"] = str(folder)

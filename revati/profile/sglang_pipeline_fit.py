@@ -1,4 +1,4 @@
-"""Add the costs of a pipeline's stages to SGLang's host table, from the step logs of one measured run.
+"""Add the costs of a pipeline's stages to SGLang's host table, from the step logs of measured runs.
 
     python -m revati.profile.sglang_pipeline_fit --run validation/runs/sglang-… --table conf/host/….yaml
 
@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +69,12 @@ def load_stages(folder: Path) -> list[Stage]:
     ]
 
 
-def samples_of(stages: list[Stage], layers: float) -> tuple[dict[tuple[str, str], Samples], float]:
-    """Observed costs of each phase and kind, and how long a message is on its way in µs."""
-    found: dict[tuple[str, str], Samples] = {}
+def add_samples(found: dict[tuple[str, str], Samples], stages: list[Stage], layers: float) -> Array:
+    """Add the costs observed in one run by phase and kind.
+
+    Returns:
+        How long each message was on its way in µs.
+    """
 
     def add(phase: str, kind: str, cost_us: Array, requests: Array, prefills: Array | float = 0.0) -> None:
         # Without a graph, launches are all that it costs: so much a layer.
@@ -123,11 +128,11 @@ def samples_of(stages: list[Stage], layers: float) -> tuple[dict[tuple[str, str]
             sent = np.isfinite(stage.at("hidden_sent"))
             ends = np.where(sent, ends - stage.us("hidden_sent_begin", "hidden_sent"), ends)
         add("output", "any", ends[use], requests[use])
-    return found, _exchanges(stages, add)
+    return _exchanges(stages, add)
 
 
-def _exchanges(stages: list[Stage], add: Any) -> float:
-    """Hidden states and tokens from stage to stage; returns how long a message is on its way in µs.
+def _exchanges(stages: list[Stage], add: Any) -> Array:
+    """Hidden states and tokens from stage to stage; returns how long messages are on their way in µs.
 
     A receiver that has waited is done so much after the sender began as a message takes on its way and to
     be taken over; one that comes later needs only the latter.
@@ -141,7 +146,8 @@ def _exchanges(stages: list[Stage], add: Any) -> float:
         take_us = (end - begin)[there]
         add("hidden_receive", "any", take_us, np.ones(len(take_us)))
         ways.append((end - sending)[waited] - np.median(take_us))
-    way_us = float(np.median(np.concatenate(ways)))
+    all_ways = np.concatenate(ways)
+    way_us = float(np.median(all_ways))
     for sender in stages[:-1]:
         use = sender.launched
         cost_us = sender.us("hidden_sent_begin", "hidden_sent")[use] - way_us
@@ -154,7 +160,7 @@ def _exchanges(stages: list[Stage], add: Any) -> float:
         sending, handed, begin, end = _token_messages(sender, receiver, number == len(stages) - 1)
         take_us = (end - begin)[begin > handed + _CLEAR_US]
         add("receive", "any", take_us, np.ones(len(take_us)))
-    return way_us
+    return all_ways
 
 
 def _token_messages(sender: Stage, receiver: Stage, launches: bool) -> tuple[Array, Array, Array, Array]:
@@ -178,15 +184,16 @@ def _token_messages(sender: Stage, receiver: Stage, launches: bool) -> tuple[Arr
     return begins[:count], ends[:count], begin[:count], end[:count]
 
 
-def pipeline_phases(folder: Path, layers: int) -> Phases:
-    """The table's section for an engine of several stages with ``layers`` decoder layers each."""
-    samples, way_us = samples_of(load_stages(folder), layers)
+def pipeline_phases(folders: Sequence[Path], layers: int) -> Phases:
+    """The table's section for engines of several stages with ``layers`` decoder layers each."""
+    samples: dict[tuple[str, str], Samples] = {}
+    ways = [add_samples(samples, load_stages(folder), layers) for folder in folders]
     phases = fit(samples, least=_LEAST)
     eager = phases["execute"]["eager"]
     eager["per_layer_us"] = eager.pop("base_us")
     # The step log's waits are SGLang's own; where a scheduler has waited it goes on at once.
     phases["wake"] = copy.deepcopy(phases["collect"])
-    phases["worker_ipc"] = {"any": {"latency_us": round(way_us, 1)}}
+    phases["worker_ipc"] = {"any": {"latency_us": round(float(np.median(np.concatenate(ways))), 1)}}
     return phases
 
 
@@ -195,24 +202,30 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", type=Path, required=True, help="a measured run with pipeline stages")
+    parser.add_argument("--run", type=Path, nargs="+", required=True, help="of one engine with stages")
     parser.add_argument("--table", type=Path, required=True, help="conf/host/<name>_sglang.yaml")
     arguments = parser.parse_args(argv)
-    description = yaml.safe_load((arguments.run / "run.json").read_text())
-    layers = int(description["num_layers"]) // int(description["pipeline_parallel_size"])
+    runs = [json.loads((folder / "run.json").read_text()) for folder in arguments.run]
+    engines = {(int(run["num_layers"]), int(run["pipeline_parallel_size"])) for run in runs}
+    if len(engines) > 1:
+        parser.error(f"--run: runs of one engine, not of {len(engines)}")
+    layers, stages = engines.pop()
     table = yaml.safe_load(arguments.table.read_text())
-    table["pipeline"] = pipeline_phases(arguments.run, layers)
-    record = {
-        "recorded_at": description["recorded_at"],
-        "host": description["environment"]["host"],
-        "engine": f"{description['engine']} {description['engine_version']}",
-        "model": description["model"],
-        "layers": description["num_layers"],
-        "pipeline_parallel_size": description["pipeline_parallel_size"],
-        "run": arguments.run.name,
-    }
+    table["pipeline"] = pipeline_phases(arguments.run, layers // stages)
+    records = [
+        {
+            "recorded_at": run["recorded_at"],
+            "host": run["environment"]["host"],
+            "engine": f"{run['engine']} {run['engine_version']}",
+            "model": run["model"],
+            "layers": run["num_layers"],
+            "pipeline_parallel_size": run["pipeline_parallel_size"],
+            "run": folder.name,
+        }
+        for run, folder in zip(runs, arguments.run, strict=True)
+    ]
     others = [one for one in table["provenance"] if "pipeline_parallel_size" not in one]
-    table["provenance"] = [*others, record]
+    table["provenance"] = [*others, *records]
     text = yaml.safe_dump(table, sort_keys=False, width=110, default_flow_style=None)
     arguments.table.write_text(HEADER + text)
     return 0

@@ -29,8 +29,13 @@ def hooks(process: SglangProcess) -> dict[str, Callable[..., Any]]:
         frontend.deliver(len(outputs.rids))
         await original(manager, outputs)
 
+    def include_usage(original: Callable[..., Any], *args: Any) -> tuple[bool, bool]:
+        # Clients count an answer's tokens by it, and routers drop the option that asks for it.
+        return True, True
+
     return {
         f"{_MANAGER}.__init__": initialise,
         f"{_MANAGER}._send_one_request": send,
         f"{_MANAGER}._handle_batch_output": handle,
+        "sglang.srt.entrypoints.openai.utils.should_include_usage": include_usage,
     }

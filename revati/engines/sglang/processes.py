@@ -10,6 +10,7 @@ from typing import Any
 
 from revati.engines.emulation import Emulation
 from revati.engines.process import EmulatedProcess
+from revati.virtual_time.host_table import name_for
 
 PLUGIN = "revati_processes"  # its name among the entry points
 
@@ -20,7 +21,7 @@ class SglangProcess(EmulatedProcess):
     def know(self, settings: Any) -> None:
         """Charge the host costs of an engine with these ``ServerArgs`` from now on."""
         self.charge_costs(
-            f"{self.emulation.host.name}_sglang",
+            name_for(self.emulation.host.name, "sglang"),
             settings.get_model_config().hf_text_config.num_hidden_layers,
             settings.tp_size,
             settings.pp_size,
@@ -35,10 +36,12 @@ def register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     from revati.engines.sglang import frontend_process, scheduler_process, stage_process
+    from revati.engines.sglang.fold import use_emulated_cuda_runtime
     from revati.engines.sglang.kernels import use_measured_norms
 
     process = SglangProcess(emulation)
     use_measured_norms()
+    use_emulated_cuda_runtime()
     for module in (scheduler_process, stage_process, frontend_process):
         for target, hook in module.hooks(process).items():
             HookRegistry.register(target, hook, HookType.AROUND)

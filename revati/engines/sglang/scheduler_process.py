@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-
 from revati.engines.refusals import telling_refusals
+from revati.engines.sglang.state import add_usage
 from revati.engines.sglang.steps import ChargedSteps
 from revati.interception.gpu import load_gpu
 from revati.spec import ModelShape
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 _SENDER = "sglang.srt.managers.scheduler_components.output_sender.SenderWrapper"
 _REFUSALS = (ValueError, AssertionError, RuntimeError)  # what SGLang raises for what does not fit
-USAGE, KERNELS = "usage.json", "kernels.parquet"
 
 
 class EmulatedScheduler:
@@ -88,14 +84,6 @@ class EmulatedScheduler:
             self._poller = self._sockets()
         self._poller.poll()
 
-    def usage(self, folder: Path) -> None:
-        """Write what a trial's row says of the first rank's timings; the others run the like."""
-        if not self._first:
-            return
-        usage = self.pricing.usage()
-        pq.write_table(usage.table(), folder / KERNELS)
-        (folder / USAGE).write_text(json.dumps(usage.columns()))
-
     def _sockets(self) -> Any:
         import zmq
 
@@ -106,9 +94,7 @@ class EmulatedScheduler:
 
 
 def hooks(process: SglangProcess) -> dict[str, Callable[..., Any]]:
-    """Around which of SGLang's methods what runs; adds methods for `collective_rpc`."""
-    from sglang.srt.managers.scheduler import Scheduler
-
+    """Around which of SGLang's methods what runs."""
     emulated: list[EmulatedScheduler] = []  # at most one in a process
 
     def initialise(
@@ -147,8 +133,17 @@ def hooks(process: SglangProcess) -> dict[str, Callable[..., Any]]:
     def sleep(original: Callable[..., Any], scheduler: Any) -> None:
         emulated[0].sleep()
 
-    Scheduler.revati_usage = lambda _, folder: emulated[0].usage(Path(folder))
-    Scheduler.revati_reset_counters = lambda _: process.core.reset_counters()
+    def tell_state(original: Callable[..., Any], *args: Any) -> Any:
+        output = original(*args)
+        add_usage(output.internal_state, emulated[0].pricing.usage())
+        return output
+
+    def flush(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        success = original(*args, **kwargs)
+        if success:
+            process.core.reset_counters()  # of launches: a new measurement
+        return success
+
     return {
         f"{_SCHEDULER}.__init__": initialise,
         f"{_SCHEDULER}.process_input_requests": take_inputs,
@@ -156,5 +151,7 @@ def hooks(process: SglangProcess) -> dict[str, Callable[..., Any]]:
         f"{_SCHEDULER}.run_batch": run,
         f"{_SCHEDULER}.process_batch_result": process_result,
         f"{_SCHEDULER}.maybe_sleep_on_idle": sleep,
+        f"{_SCHEDULER}.get_internal_state": tell_state,
+        f"{_SCHEDULER}.flush_cache": flush,
         f"{_SENDER}.send_output": send,
     }

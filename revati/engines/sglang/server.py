@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,8 +12,9 @@ from sglang.srt.entrypoints.engine import Engine
 from revati.engines.base import InfeasibleError, Request, RequestOutput
 from revati.engines.common import write_model_folder
 from revati.engines.refusals import refusal_environment
-from revati.engines.sglang.scheduler_process import USAGE
+from revati.engines.sglang.http_control import FLUSH_S
 from revati.engines.sglang.settings import server_arguments
+from revati.engines.sglang.state import write_usage
 from revati.spec import DeploymentSpec
 
 _WARM_UP_PROMPTS, _WARM_UP_OUTPUT = (16, 256, 1024), 8  # tokens
@@ -67,19 +67,17 @@ class SglangServer:
 
     async def usage(self, folder: Path) -> dict[str, float]:
         """Of the first rank: the others run the like."""
-        self._engine.collective_rpc("revati_usage", folder=str(folder))
-        path = folder / USAGE
-        columns: dict[str, float] = json.loads(path.read_text())
-        path.unlink()
-        return columns
+        states = await self._engine.tokenizer_manager.get_internal_state()
+        return write_usage(states[0], folder)
 
     async def warm_up(self) -> None:
         for index, length in enumerate(_WARM_UP_PROMPTS):
             request = Request(-1 - index, list(range(min(length, self._longest_prompt))), _WARM_UP_OUTPUT)
             async for _ in self.generate(request):
                 pass
-        await self._engine.tokenizer_manager.flush_cache()
-        self._engine.collective_rpc("revati_reset_counters")
+        flushed = await self._engine.tokenizer_manager.flush_cache(timeout_s=FLUSH_S)
+        if not flushed.success:
+            raise RuntimeError(f"SGLang does not let go of its prefix cache: {flushed.message}")
 
     def close(self) -> None:
         self._engine.shutdown()

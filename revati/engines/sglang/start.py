@@ -9,14 +9,17 @@ from typing import Any
 
 from revati.engines.base import Http, InfeasibleError, ServerControl, ServerProgram, StartedServer
 from revati.engines.common import deployment_costs, import_for_forks, rank_shape, write_model_folder
+from revati.engines.sglang.http_control import HttpControl
 from revati.engines.sglang.processes import PLUGIN
 from revati.engines.sglang.settings import (
     DEPLOYMENT_ENVIRONMENT,
     EMULATION_ENVIRONMENT,
     process_environment,
+    serve_command,
     toolkit_environment,
 )
 from revati.engines.warm import WarmEngine
+from revati.environments import interpreter
 from revati.interception.core import NativeCore
 from revati.interception.gpu import load_gpu
 from revati.spec import DeploymentSpec, HostSpec
@@ -84,11 +87,17 @@ def serve(spec: DeploymentSpec, work_dir: Path) -> StartedServer:
 
 
 def server_program(spec: DeploymentSpec, model_folder: Path, port: int) -> ServerProgram:
-    raise InfeasibleError("replicas of SGLang are not emulated yet: replicas=1")
+    _, *arguments = serve_command(spec, str(model_folder))
+    arguments += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", spec.model.name]
+    arguments += ["--load-format", "dummy", "--random-seed", str(spec.seed)]
+    arguments += ["--enable-cache-report"]  # what is cached of a prompt
+    return ServerProgram(
+        [str(interpreter("sglang")), *arguments], served_environment() | toolkit_environment()
+    )
 
 
 def server_control(http: Http) -> ServerControl:
-    raise InfeasibleError("replicas of SGLang are not emulated yet: replicas=1")
+    return HttpControl(http)
 
 
 def before_fork(warm: WarmEngine, spec: DeploymentSpec) -> None:
