@@ -22,7 +22,7 @@ from revati.engines.warm import WarmEngine
 from revati.environments import interpreter
 from revati.interception.core import NativeCore
 from revati.interception.gpu import load_gpu
-from revati.spec import DeploymentSpec, HostSpec
+from revati.spec import DATA_PARALLEL, DeploymentSpec, HostSpec
 from revati.timing.attach import LaunchPricing
 from revati.timing.source import source
 from revati.virtual_time.host import HostMeter
@@ -87,6 +87,8 @@ def serve(spec: DeploymentSpec, work_dir: Path) -> StartedServer:
 
 
 def server_program(spec: DeploymentSpec, model_folder: Path, port: int) -> ServerProgram:
+    if spec.routing == DATA_PARALLEL:
+        raise InfeasibleError(f"routing={DATA_PARALLEL} is vLLM's own: SGLang's replicas need a router")
     _, *arguments = serve_command(spec, str(model_folder))
     arguments += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", spec.model.name]
     arguments += ["--load-format", "dummy", "--random-seed", str(spec.seed)]
