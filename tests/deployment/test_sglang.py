@@ -74,7 +74,7 @@ def test_a_pipelines_stages_take_turns(client: processes.TemplateClient, tmp_pat
     tpot_us = 1e6 * table.tpot_s.median()
     assert 2 * stage_us + hidden_us < tpot_us < 2 * (2 * stage_us + hidden_us)
     # Requests that do not meet cost the same but for the spread of the host's work, and arrive on time.
-    assert table.tpot_s.max() < 1.3 * table.tpot_s.min()
+    assert table.tpot_s.quantile(0.8) < 1.2 * table.tpot_s.min()
     assert (table.submitted_s - table.arrival_s).max() < 2e-3  # asyncio sleeps whole milliseconds
 
 
