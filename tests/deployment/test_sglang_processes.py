@@ -1,6 +1,6 @@
 """Unmodified SGLang as its own processes, one virtual clock.
 
-All but the first are of the ``matrix``: ``pytest -m matrix tests/deployment/test_sglang.py``.
+All but the first are of the ``matrix``: ``pytest -m matrix tests/deployment/test_sglang_processes.py``.
 """
 
 from __future__ import annotations
