@@ -35,7 +35,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[processes.Templ
 
 def spec(**changes: Any) -> DeploymentSpec:
     arguments = FEW_GRAPHS | changes.pop("engine_args", {})
-    model, host = ModelShape("tiny", TINY), HostSpec("h200_xeon")
+    model, host = ModelShape("tiny", TINY | {"num_hidden_layers": 4}), HostSpec("h200_xeon")
     return DeploymentSpec("sglang", model, "h200", host, engine_args=arguments, **changes)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import traceback
 import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from revati.engines.refusals import telling_refusals
 from revati.engines.sglang.state import add_usage
@@ -113,7 +116,12 @@ def hooks(process: SglangProcess) -> dict[str, Callable[..., Any]]:
         name = f"{ports.nccl_port} {pp_rank}"  # the same port in one engine's processes only
         process.core.set_all_reduce_group(zlib.crc32(name.encode()), tp_rank, settings.tp_size)
         start = telling_refusals(original, _REFUSALS)
-        start(scheduler, settings, ports, gpu_id, tp_rank, moe_ep_rank, pp_rank, *args)
+        try:
+            start(scheduler, settings, ports, gpu_id, tp_rank, moe_ep_rank, pp_rank, *args)
+        except (*_REFUSALS, torch.OutOfMemoryError) as error:
+            traceback.print_exc()
+            # For an Exception, SGLang would kill whoever started this process, and it could not say why.
+            raise SystemExit(1) from error
 
     def take_inputs(original: Callable[..., Any], scheduler: Any, messages: Any) -> None:
         emulated[0].take_inputs(functools.partial(original, scheduler), messages)
