@@ -22,7 +22,12 @@ def check(config: DictConfig) -> None:
     """Raise ConfigError if the deployment cannot be emulated as it was asked for."""
     build_workload(config)
     build_objective(config)
-    runner_for(config.deployment, [one_spec(config).replicas])
+    _runner(config)
+
+
+def _runner(config: DictConfig) -> str:
+    spec = one_spec(config)
+    return runner_for(config.deployment, [spec.engine], [spec.replicas], [spec.pipeline_parallel_size])
 
 
 def run(config: DictConfig, folder: Path, overrides: list[str], runner: str | None = None) -> int:
@@ -35,7 +40,7 @@ def run(config: DictConfig, folder: Path, overrides: list[str], runner: str | No
         The exit status: 0, 1 if the deployment is infeasible or failed, 130 after an interruption.
     """
     spec, workload, objective = one_spec(config), build_workload(config), build_objective(config)
-    runner = runner or runner_for(config.deployment, [spec.replicas])
+    runner = runner or _runner(config)
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     output.write_config(folder, config, overrides, workload)

@@ -2,11 +2,12 @@
 
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from revati.virtual_time.host import StepShape, TableHost
+from revati.virtual_time.host import IDLE_STEP, StagePhase, StepShape, TableHost
 from revati.virtual_time.host_table import KINDS, PHASES, HostTable, known_tables, name_for
 from revati.virtual_time.spread import factors
 
@@ -105,13 +106,29 @@ def test_engines_have_tables_of_their_own_but_a_file_is_taken_as_it_is() -> None
 @pytest.mark.parametrize("name", known_tables())
 def test_shipped_tables_cover_every_phase_of_every_kind(name: str) -> None:
     shipped = HostTable.load(name)
-    phases = set(PHASES)
+    phases = set(PHASES) - set(get_args(StagePhase))
     if name.endswith("_sglang"):  # no phases of workers and of sampling; messages count as the engine's work
         phases = set(shipped.phases) - {"ipc", "output_ipc"}
     for phase in phases:
         for kind in KINDS:
             cost = shipped.phase_us(phase, kind, 8, 100, 1, 32, 2)
             assert 0 < cost < 100_000, (phase, kind)
+
+
+def test_a_pipeline_has_costs_of_its_own_where_its_stages_have_schedulers() -> None:
+    one, stages = (HostTable.load("h200_xeon_sglang", pipelined=pipelined) for pipelined in (False, True))
+    assert stages.own_schedulers
+    assert not one.own_schedulers
+    for phase in get_args(StagePhase):
+        assert 0 < stages.phase_us(phase) < 2000
+        with pytest.raises(ValueError, match=f"no costs for phase '{phase}'"):
+            one.phase_us(phase)
+    # A prefill without graphs launches every kernel of every layer.
+    assert stages.phase_us("execute", "eager", 1, 100, 1, 10) > 5 * stages.phase_us("execute", "full", 1)
+    assert TableHost(stages, 10, 1, pp=4).phase_ns("schedule", IDLE_STEP) == pytest.approx(
+        1e3 * stages.phase_us("schedule", "idle"), abs=1
+    )
+    assert not HostTable.load("h200_xeon", pipelined=True).own_schedulers
 
 
 def test_shipped_table_knows_what_launching_costs() -> None:

@@ -15,6 +15,7 @@ import random
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from subprocess import Popen
 from typing import Any
 
 from revati.deployment.domain_run import Commands, Failure, open_domain
+from revati.deployment.other_environment import import_from
 from revati.deployment.routers import router_arguments
 from revati.deployment.wire import TrialRequest, TrialResult
 from revati.engines.base import InfeasibleError
@@ -60,6 +62,7 @@ class Fleet:
         folder.mkdir(parents=True, exist_ok=True)
         self._model_folder = served_model_folder(spec.model)
         self._emulation = Emulation(spec.gpu, spec.host, spec.timing_source)
+        self._imports = tempfile.TemporaryDirectory(prefix="revati-")
         self._domain = open_domain(spec.host)
         self._commands = Commands(self._domain)
         self._urls: list[str] = []
@@ -94,6 +97,7 @@ class Fleet:
         self._domain.go_on()
         self._commands.end_all()
         self._domain.end()
+        self._imports.cleanup()
 
     def _start_servers(self, spec: DeploymentSpec, count: int) -> None:
         """Start as many servers as are missing."""
@@ -117,6 +121,7 @@ class Fleet:
                 **refusal_environment(refusal),
             }
             environment.pop("PYTHONDONTWRITEBYTECODE", None)  # doubles the import time of every start
+            import_from(environment, Path(program.command[0]), Path(self._imports.name) / "python")
             with (self._folder / f"server_{len(self._urls)}.log").open("ab") as log:
                 self._commands.start(program.command, environment, log)
             self._urls.append(f"http://{_HOST}:{port}")

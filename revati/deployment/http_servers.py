@@ -79,7 +79,7 @@ class HttpClient:
                 received += new_tokens
                 if new_tokens:
                     yield RequestOutput(request.index, new_tokens, finished=False)
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)  # SGLang leaves out zeros
         counted, expected = usage.get("prompt_tokens"), len(request.prompt_token_ids)
         if counted != expected or received != request.output_tokens:
             raise RuntimeError(

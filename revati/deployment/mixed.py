@@ -1,6 +1,7 @@
-"""Each trial as its number of replicas needs; the same interface as `revati.deployment.runner`.
+"""Each trial as its engine and its number of replicas need; the interface of `revati.deployment.runner`.
 
-One replica is emulated in one process (`runner`), several as processes of their own (`processes`).
+One replica is emulated in one process (`runner`) where its engine can be, all others as processes of their
+own (`processes`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from revati.deployment import processes, runner
 from revati.deployment.fleet_server import FleetServer
 from revati.deployment.wire import TrialResult
+from revati.engines.warm import needs_processes
 from revati.spec import DeploymentSpec
 from revati.workload import Workload
 
@@ -34,11 +36,12 @@ class TemplateClient:
 
     def __init__(self, socket_path: Path) -> None:
         self._one = runner.TemplateClient(socket_path)
-        self._several = processes.TemplateClient(_fleets(socket_path))
+        self._processes = processes.TemplateClient(_fleets(socket_path))
 
     def run(self, spec: DeploymentSpec, workload: Workload, out_dir: Path) -> TrialResult:
         """Run one deployment to its end."""
-        client = self._several if spec.replicas > 1 else self._one
+        separate = needs_processes(spec.engine, spec.replicas, spec.pipeline_parallel_size)
+        client = self._processes if separate else self._one
         return client.run(spec, workload, out_dir)
 
 

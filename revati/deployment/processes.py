@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -18,8 +17,11 @@ from pathlib import Path
 
 from revati.deployment.domain_run import Failure, run_commands
 from revati.deployment.fleet_server import FleetServer
+from revati.deployment.other_environment import import_from
+from revati.deployment.provisioning import provision_missing
 from revati.deployment.wire import TrialRequest, TrialResult, receive_line
 from revati.engines.emulation import Emulation
+from revati.environments import interpreter
 from revati.interception.gpu import load_gpu
 from revati.interception.preload import emulated_environment
 from revati.spec import DeploymentSpec
@@ -32,6 +34,7 @@ __all__ = ["TemplateClient", "TemplateServer", "TrialResult"]
 def TemplateServer(
     log_dir: Path, engines: Sequence[str] = ("vllm",), gpu: str = "h200"
 ) -> Iterator[FleetServer]:
+    provision_missing(engines)
     with (
         tempfile.TemporaryDirectory(prefix="revati-") as folder,  # socket paths must be short
         FleetServer(Path(folder) / "fleets.sock", log_dir) as server,
@@ -73,10 +76,12 @@ class TemplateClient:
         request_path.write_bytes(request.to_line())
         try:
             environment = emulated_environment(load_gpu(spec.gpu), spec.num_gpus, os.environ)
-            environment["TMPDIR"] = str(self._socket_path.parent)  # takes what engines that are killed leave
-            command = [sys.executable, "-m", "revati.deployment.load", str(request_path), str(result_path)]
-            emulation = Emulation(spec.gpu, spec.host, spec.timing_source)
-            status = run_commands([command], emulation, environment, log_path)
+            python, emulation = interpreter(spec.engine), Emulation(spec.gpu, spec.host, spec.timing_source)
+            command = [str(python), "-m", "revati.deployment.load", str(request_path), str(result_path)]
+            with tempfile.TemporaryDirectory(dir=self._socket_path.parent) as folder:
+                environment["TMPDIR"] = folder  # takes what engines that are killed leave
+                import_from(environment, python, Path(folder) / "python")
+                status = run_commands([command], emulation, environment, log_path)
             if not result_path.exists():
                 return TrialResult("failed", f"the load generator ended with {status}", log_path=log_path)
             return TrialResult.from_line(result_path.read_bytes())

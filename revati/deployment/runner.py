@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-import revati
 from revati.deployment.leftovers import end_marked, marks
+from revati.deployment.other_environment import import_from
 from revati.deployment.provisioning import provision_missing
 from revati.deployment.wire import TrialRequest, TrialResult, receive_line
 from revati.engines.warm import engine_module
@@ -57,8 +56,6 @@ class TemplateServer:
     def __enter__(self) -> TemplateServer:
         provision_missing(self._engines)
         self._log_dir.mkdir(parents=True, exist_ok=True)
-        (self._folder / "python").mkdir()
-        (self._folder / "python" / "revati").symlink_to(Path(revati.__file__).parent)
         for engine in self._engines:
             self._start(engine)
         return self
@@ -70,9 +67,7 @@ class TemplateServer:
         environment.update(marks(str(self._folder), _SERVER_VARIABLE))
         environment["TMPDIR"] = str(self._folder)  # engines that are killed leave files there
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # doubles the import time of every start
-        if python != Path(sys.executable):
-            # Another environment: nothing of ours but this package.
-            environment["PYTHONPATH"] = str(self._folder / "python")
+        import_from(environment, python, self._folder / f"python_{engine}")
         command = [str(python), "-m", "revati.deployment.zygote"]
         arguments = [str(socket_path), str(self._log_dir.resolve()), engine]
         with (self._log_dir / f"zygote_{engine}.log").open("wb") as log:

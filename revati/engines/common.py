@@ -76,7 +76,7 @@ def host_costs(
     """Host time as ``host.mode`` says, from the table of that name, for a model of so many layers."""
     if host.mode == "free":
         return FreeHost()
-    table = HostTable.load(table_name)
+    table = HostTable.load(table_name, pipelined=pp > 1)
     costs = TableHost(table, math.ceil(num_layers / pp), tp, pp, seed, stage)
     return MeasuredHost(costs, table.cpu_factor(probe_ns())) if host.mode == "measured" else costs
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 _VARIABLE = "REVATI_REFUSAL_FILE"
 
@@ -18,3 +21,20 @@ def tell_refusal(reason: str) -> None:
     path = os.environ.get(_VARIABLE)
     if path and not Path(path).exists():
         Path(path).write_text(reason)
+
+
+def telling_refusals(
+    method: Callable[..., Any], refusals: tuple[type[Exception], ...] = (ValueError,)
+) -> Callable[..., Any]:
+    """``method``, whose refusal is told: what the engine raises for it, and a GPU without enough memory."""
+    import torch
+
+    @functools.wraps(method)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except (*refusals, torch.OutOfMemoryError) as error:
+            tell_refusal(f"{type(error).__name__}: {error}")
+            raise
+
+    return told

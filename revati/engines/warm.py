@@ -29,6 +29,8 @@ class WarmEngine:
 class EngineModule(Protocol):
     """What a module in ``_MODULES`` offers."""
 
+    STAGES_IN_ONE_PROCESS: bool  # whether `start` can run several pipeline stages
+
     def environment(self) -> dict[str, str]:
         """Environment variables of a process that runs the engine by itself, before anything is imported."""
 
@@ -74,3 +76,8 @@ def engine_module(name: str) -> EngineModule:
         raise ValueError(f"unknown engine '{name}'; known: {', '.join(engine_names())}")
     module: EngineModule = importlib.import_module(_MODULES[name])
     return module
+
+
+def needs_processes(engine: str, replicas: int, stages: int) -> bool:
+    """Whether a deployment cannot be emulated in one process, but only by processes of its own."""
+    return replicas > 1 or (stages > 1 and not engine_module(engine).STAGES_IN_ONE_PROCESS)

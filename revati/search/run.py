@@ -80,9 +80,13 @@ def _space(config: DictConfig, problem: Problem) -> SearchSpace:
     return load_joint_space(engines, knobs)
 
 
+def _runner(config: DictConfig, sweep: Sweep) -> str:
+    return runner_for(config.deployment, sweep.engines, sweep.space.replicas, sweep.space.stages)
+
+
 def check_sweep(config: DictConfig) -> None:
     """Raise ConfigError if the sweep cannot be run as it was asked for."""
-    runner_for(config.deployment, build(config).space.replicas)
+    _runner(config, build(config))
     folder = Path(config.output_dir)
     if (folder / LEDGER).exists():
         output.require_same_sweep(folder, config)
@@ -120,7 +124,7 @@ def run_sweep(config: DictConfig, folder: Path, overrides: list[str], runner: st
             on_engine=progress.engine,
         )
         setup = TrialSetup(
-            runner or runner_for(config.deployment, sweep.space.replicas),
+            runner or _runner(config, sweep),
             sweep.problem.gpu,
             sweep.engines,
             folder / output.WORKLOAD,

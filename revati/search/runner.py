@@ -7,11 +7,13 @@ nothing here loads an engine.
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
+from revati.engines.warm import needs_processes
 from revati.search.errors import ConfigError, unknown
 from revati.spec import DeploymentSpec
 from revati.workload import Workload
@@ -25,10 +27,12 @@ RUNNERS = {
 DEPLOYMENTS = ("auto", "inprocess", "processes")
 
 
-def runner_for(deployment: str, replicas: Collection[int]) -> str:
-    """The module that runs trials with these numbers of replicas.
+def runner_for(
+    deployment: str, engines: Collection[str], replicas: Collection[int], stages: Collection[int]
+) -> str:
+    """The module that runs trials with these engines, numbers of replicas and of pipeline stages.
 
-    ``auto``: one replica in one process, several as processes of their own.
+    ``auto``: one replica in one process where the engine can, all others as processes of their own.
 
     Raises:
         ConfigError: an unknown kind of deployment, or one that cannot have so many replicas.
@@ -36,7 +40,8 @@ def runner_for(deployment: str, replicas: Collection[int]) -> str:
     if deployment not in DEPLOYMENTS:
         raise unknown("deployment", deployment, DEPLOYMENTS)
     if deployment == "auto":
-        deployment = "inprocess" if max(replicas) == 1 else "processes" if min(replicas) > 1 else "mixed"
+        separate = {needs_processes(*trial) for trial in itertools.product(engines, replicas, stages)}
+        deployment = "mixed" if len(separate) > 1 else "processes" if True in separate else "inprocess"
     elif deployment == "inprocess" and max(replicas) > 1:
         raise ConfigError("deployment=inprocess has one replica; accepted for more: auto, processes")
     return RUNNERS[deployment]

@@ -20,7 +20,7 @@ from revati.spec import NO_ROUTING
 
 Point = dict[str, Any]
 ENGINE = "engine"  # the key of a point in a sweep over several engines
-REPLICAS, ROUTING = "replicas", "routing"
+REPLICAS, ROUTING, STAGES = "replicas", "routing", "pipeline_parallel_size"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,15 @@ class SearchSpace:
     @property
     def replicas(self) -> tuple[int, ...]:
         """The numbers of replicas that may occur; the ends of a range."""
-        domain = self.domains.get(REPLICAS, Choice((1,)))
+        return self._counts(REPLICAS)
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The numbers of pipeline stages that may occur; the ends of a range."""
+        return self._counts(STAGES)
+
+    def _counts(self, name: str) -> tuple[int, ...]:
+        domain = self.domains.get(name, Choice((1,)))
         return domain.values if isinstance(domain, Choice) else (int(domain.low), int(domain.high))
 
     def canonical(self, point: Point) -> Point:
@@ -131,6 +139,10 @@ class JointSpace(SearchSpace):
     @property
     def replicas(self) -> tuple[int, ...]:
         return tuple(dict.fromkeys(count for part in self.parts.values() for count in part.replicas))
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(count for part in self.parts.values() for count in part.stages))
 
     @property
     def size(self) -> int | None:

@@ -16,11 +16,12 @@ from revati.virtual_time.spread import PLACES
 
 CorePhase = Literal["input", "schedule", "dispatch", "dispatch_sample", "wake", "collect", "update", "output"]
 WorkerPhase = Literal["execute", "send", "sample", "receive", "worker_ipc"]
-Phase = CorePhase | WorkerPhase
+StagePhase = Literal["requests_receive", "requests_send", "hidden_receive", "tokens_send"]
+Phase = CorePhase | WorkerPhase | StagePhase
 FrontendPhase = Literal["arrival", "frontend_submit", "ipc", "output_ipc", "frontend_busy"]
 StepKind = Literal["full", "piecewise", "compiled", "eager", "idle", "busy"]
 
-_PHASES: tuple[Phase, ...] = (*get_args(CorePhase), *get_args(WorkerPhase))
+_PHASES: tuple[Phase, ...] = (*get_args(CorePhase), *get_args(WorkerPhase), *get_args(StagePhase))
 _KINDS: tuple[StepKind, ...] = get_args(StepKind)
 WORKER_PHASES = ("execute", "sample")  # of one stage's ranks; all others concern all workers
 _DRAW_BITS = PLACES.bit_length() - 1
@@ -76,7 +77,8 @@ class TableHost:
     def __init__(
         self, table: HostTable, num_layers: int, tp: int, pp: int = 1, seed: int | None = None, stage: int = 0
     ) -> None:
-        self._table, self._num_layers, self._tp, self._pp = table, num_layers, tp, pp
+        self._table, self._num_layers, self._tp = table, num_layers, tp
+        self._schedulers_tp = tp if table.own_schedulers else tp * pp
         self._spread = {} if seed is None else table.spread
         self._draw = {phase: random.Random(f"{seed} {stage} {phase}").getrandbits for phase in PHASES}
 
@@ -88,7 +90,7 @@ class TableHost:
             step.num_tokens,
             step.num_prefills,
             self._num_layers,
-            self._tp if phase in WORKER_PHASES else self._tp * self._pp,
+            self._tp if phase in WORKER_PHASES else self._schedulers_tp,
         )
         if (factors := self._spread.get((phase, step.kind))) is not None:
             cost_us *= factors[self._draw[phase](_DRAW_BITS)]

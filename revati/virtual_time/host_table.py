@@ -11,6 +11,9 @@ names several *slowdowns* (``quiet``, ``typical``, ``busy``: quantiles over the 
 that it uses. The latency of waking a thread doesn't follow it. A file that names a ``base`` table changes
 only what it says, such as the slowdown, or by ``slowdown_of`` and ``spread_of`` those of single phases and
 kinds.  A ``spread`` are the 10 %, 50 % and 90 % quantiles of a cost relative to the model.
+
+Where each pipeline stage is an engine with a scheduler of its own, a table has a section ``pipeline`` of
+phases, which replace those of the same name where there are several stages.
 """
 
 from __future__ import annotations
@@ -34,6 +37,10 @@ PHASES = {
     "worker_ipc": "a message between the core and a worker, or between workers, on its way",
     "send": "a pipeline stage hands its hidden states to the next one",
     "receive": "in place of sample where a stage only takes over the sampled tokens",
+    "requests_receive": "a pipeline stage takes the new requests from the stage before, if there are any",
+    "requests_send": "and hands them to the next one",
+    "hidden_receive": "a pipeline stage takes hidden states from the stage before",
+    "tokens_send": "a pipeline stage hands sampled tokens to the next one",
     "wake": "the GPU has finished while the core waited, until the update begins",
     "collect": "instead of wake: the outputs were ready, nothing to wait for",
     "update": "update_from_output (requests: of the updated step)",
@@ -81,6 +88,7 @@ class HostTable:
             slowest of them); between given numbers of ranks the next smaller one counts.
         measured: ``cpu_factor`` by which the host's phases take longer than the CPU time of the same code on
             a machine whose speed probe took ``probe_ns``.
+        own_schedulers: each pipeline stage has one.
     """
 
     def __init__(
@@ -92,8 +100,9 @@ class HostTable:
         measured: dict[str, float] | None = None,
         slowdown_of: dict[str, dict[str, float]] | None = None,
         spread_of: dict[str, dict[str, list[float]]] | None = None,
+        own_schedulers: bool = False,
     ) -> None:
-        self.name, self.slowdown = name, slowdown
+        self.name, self.slowdown, self.own_schedulers = name, slowdown, own_schedulers
         own, spreads = slowdown_of or {}, spread_of or {}
         self._measured = measured
         unknown = sorted((set(phases) | set(own) | set(spreads)) - set(PHASES))
@@ -124,13 +133,16 @@ class HostTable:
         }
 
     @classmethod
-    def load(cls, name: str, folder: Path | None = None, slowdown: float | None = None) -> HostTable:
+    def load(
+        cls, name: str, folder: Path | None = None, slowdown: float | None = None, pipelined: bool = False
+    ) -> HostTable:
         """Read a table.
 
         Args:
             name: ``<name>.yaml`` of the folder, or the path of a file with that suffix.
             folder: default: conf/host
             slowdown: instead of the file's own
+            pipelined: there are several pipeline stages
 
         Raises:
             ValueError: there is no such table, or its file is wrong; the message names the known ones.
@@ -148,14 +160,16 @@ class HostTable:
             slowdown = levels[level]
         if not float(slowdown) > 0:
             raise ValueError(f"host table {name!r}: slowdown must be greater than 0, got {slowdown!r}")
+        pipeline: dict[str, Any] = content.get("pipeline", {}) if pipelined else {}
         return cls(
             name,
-            content["phases"],
+            content["phases"] | pipeline,
             float(slowdown),
             content.get("tensor_parallel"),
             content.get("measured"),
             content.get("slowdown_of"),
             content.get("spread_of"),
+            bool(pipeline),
         )
 
     def phase_us(

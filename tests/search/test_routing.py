@@ -82,24 +82,28 @@ def test_replicas_count_against_the_budget() -> None:
 
 
 @pytest.mark.parametrize(
-    ("deployment", "replicas", "module"),
+    ("deployment", "engines", "replicas", "stages", "module"),
     [
-        ("auto", (1,), "runner"),
-        ("auto", (2, 4), "processes"),
-        ("auto", (1, 4), "mixed"),
-        ("processes", (1, 4), "processes"),
-        ("inprocess", (1,), "runner"),
+        ("auto", ["vllm"], (1,), (1, 2), "runner"),
+        ("auto", ["vllm"], (2, 4), (1,), "processes"),
+        ("auto", ["vllm"], (1, 4), (1,), "mixed"),
+        ("auto", ["sglang"], (1,), (1,), "runner"),
+        ("auto", ["sglang"], (1,), (2, 4), "processes"),
+        ("auto", ["sglang"], (1,), (1, 2), "mixed"),
+        ("auto", ["vllm", "sglang"], (1,), (2,), "mixed"),
+        ("processes", ["vllm"], (1, 4), (1,), "processes"),
+        ("inprocess", ["vllm"], (1,), (1,), "runner"),
     ],
 )
-def test_what_runs_trials_follows_from_the_replicas(
-    deployment: str, replicas: tuple[int, ...], module: str
+def test_what_runs_trials_follows_from_engines_replicas_and_stages(
+    deployment: str, engines: list[str], replicas: tuple[int, ...], stages: tuple[int, ...], module: str
 ) -> None:
-    assert runner_for(deployment, replicas) == f"revati.deployment.{module}"
+    assert runner_for(deployment, engines, replicas, stages) == f"revati.deployment.{module}"
 
 
 def test_several_replicas_do_not_fit_in_one_process() -> None:
     with pytest.raises(ConfigError, match="accepted for more: auto, processes"):
-        runner_for("inprocess", (1, 2))
+        runner_for("inprocess", ["vllm"], (1, 2), (1,))
 
 
 def test_one_deployment_with_replicas() -> None:

@@ -222,3 +222,30 @@ print(round(slept, 6))
 """
     with Domain.create(real_time_threads=["watchdog_*"]) as domain:
         assert Members(domain).run(program) == ["1000.0"]
+
+
+def test_a_mutex_of_a_real_time_thread_takes_no_virtual_time(members: Members) -> None:
+    """Whoever waits for it holds the clock, though others have timers that are due."""
+    program = """
+import ctypes, threading, time
+libc = ctypes.CDLL(None)
+mutex, locked = ctypes.create_string_buffer(64), threading.Event()
+libc.pthread_mutex_init(mutex, None)
+def watch():
+    libc.revati_real_time_thread(1)
+    libc.pthread_mutex_lock(mutex)
+    locked.set()
+    for _ in range(20000):  # some ms of work
+        libc.getppid()
+    libc.pthread_mutex_unlock(mutex)
+def tick():
+    for _ in range(10000):
+        time.sleep(0.001)
+threading.Thread(target=tick, daemon=True).start()
+threading.Thread(target=watch).start()
+locked.wait()
+begin = time.monotonic()
+libc.pthread_mutex_lock(mutex)
+print(time.monotonic() - begin)
+"""
+    assert float(members.run(program)[0]) < 1e-3

@@ -70,7 +70,7 @@ class SglangReplica:
                 raise RuntimeError(f"SGLang sent {type(output).__name__}: {output}")
             sent.extend(_outputs(output))
         if sent:
-            self._meter.charge("output", self.scheduler.processed)
+            self._meter.charge("output", self.scheduler.steps.processed)
         return sent
 
     def _message(self, request: Request) -> TokenizedGenerateReqInput:

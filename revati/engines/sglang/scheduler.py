@@ -13,10 +13,9 @@ import torch
 from sglang.srt.managers.scheduler import Scheduler, dispatch_event_loop
 from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcChannels
 
-from revati.engines.sglang.batch import lengths_of
-from revati.engines.tokens import ordinary_token_id
+from revati.engines.sglang.steps import ChargedSteps
 from revati.timing.attach import LaunchPricing
-from revati.virtual_time.host import IDLE_STEP, HostMeter, StepKind, StepShape
+from revati.virtual_time.host import HostMeter
 
 
 class Outbox:
@@ -57,8 +56,7 @@ class SteppedScheduler(Scheduler):  # type: ignore[misc]  # SGLang is not seen b
         self.outbox = Outbox()
         self._turns = 0
         self._results: deque[Any] = deque()
-        self._launched: dict[int, tuple[StepShape, list[int]]] = {}  # by result: step, sampled token ids
-        self.processed = IDLE_STEP  # whose outputs were handled last
+        self.steps = ChargedSteps(self, self.pricing, self.meter)
         super().__init__(*args)
         self.run_event_loop()  # no turn: makes the loop's streams
 
@@ -111,42 +109,10 @@ class SteppedScheduler(Scheduler):  # type: ignore[misc]  # SGLang is not seen b
         self.request_receiver = NoMessages()
 
     def get_next_batch_to_run(self, *args: Any, **kwargs: Any) -> Any:
-        begin = self.meter.cpu_ns()
-        plan = super().get_next_batch_to_run(*args, **kwargs)
-        spent_ns = self.meter.cpu_ns() - begin
-        self.meter.charge("schedule", self._shape(plan.batch_to_run), spent_ns)
-        return plan
+        return self.steps.schedule(super().get_next_batch_to_run, *args, **kwargs)
 
     def run_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        lengths, step = lengths_of(batch), self._shape(batch)
-        self.pricing.set_batch(lengths.query_lens, lengths.context_lens)
-        with self.meter.phase("execute", step):
-            result = super().run_batch(batch, *args, **kwargs)
-        vocab_size = self.model_config.vocab_size
-        tokens = [ordinary_token_id(context, vocab_size) for context in lengths.context_lens]
-        self._launched[id(result)] = step, tokens
-        return result
+        return self.steps.run(super().run_batch, batch, *args, **kwargs)
 
     def process_batch_result(self, batch: Any, result: Any) -> None:
-        step, tokens = self._launched.pop(id(result))
-        self.processed = step
-        with self.meter.waiting(step):
-            if result.copy_done is not None:
-                result.copy_done.synchronize()
-        # No kernel ran: the ids in "device" memory mean nothing.
-        result.next_token_ids = torch.tensor(tokens)
-        with self.meter.phase("update", step):
-            super().process_batch_result(batch, result)
-
-    def _shape(self, batch: Any) -> StepShape:
-        if not batch:
-            return IDLE_STEP
-        lengths = lengths_of(batch)
-        num_reqs, runner = len(lengths.query_lens), self.tp_worker.model_runner
-        if batch.forward_mode.is_decode():
-            graphs = runner.decode_cuda_graph_runner
-            return StepShape("full" if graphs and num_reqs <= graphs.max_bs else "eager", num_reqs)
-        graphs = runner.prefill_cuda_graph_runner
-        captured = graphs and sum(lengths.query_lens) <= graphs.max_num_tokens
-        kind: StepKind = "piecewise" if captured else "eager"
-        return StepShape(kind, num_reqs, lengths.prompt_tokens, lengths.num_prefills)
+        self.steps.process(super().process_batch_result, batch, result)

@@ -26,10 +26,13 @@ EMULATION_ENVIRONMENT = {
 
 
 def process_environment() -> dict[str, str]:
-    """Variables of the engine's process; SGLang compiles a few kernels with the nvcc of its environment."""
+    """Variables of a process that runs the engine by itself."""
+    return {**DEPLOYMENT_ENVIRONMENT, **EMULATION_ENVIRONMENT, **toolkit_environment()}
+
+
+def toolkit_environment() -> dict[str, str]:
+    """Variables by which SGLang compiles a few kernels with the nvcc of its environment."""
     return {
-        **DEPLOYMENT_ENVIRONMENT,
-        **EMULATION_ENVIRONMENT,
         "CUDA_HOME": str(environments.cuda_home("sglang")),
         "TVM_FFI_CACHE_DIR": str(environments.cache_dir() / "tvm-ffi"),
     }

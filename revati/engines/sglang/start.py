@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from revati.engines.base import Http, InfeasibleError, ServerControl, ServerProgram, StartedServer
 from revati.engines.common import deployment_costs, import_for_forks, rank_shape, write_model_folder
-from revati.engines.sglang.settings import DEPLOYMENT_ENVIRONMENT, process_environment
+from revati.engines.sglang.http_control import HttpControl
+from revati.engines.sglang.processes import PLUGIN
+from revati.engines.sglang.settings import (
+    DEPLOYMENT_ENVIRONMENT,
+    EMULATION_ENVIRONMENT,
+    process_environment,
+    serve_command,
+    toolkit_environment,
+)
 from revati.engines.warm import WarmEngine
+from revati.environments import interpreter
 from revati.interception.core import NativeCore
 from revati.interception.gpu import load_gpu
-from revati.spec import DeploymentSpec, HostSpec
+from revati.spec import DATA_PARALLEL, DeploymentSpec, HostSpec
 from revati.timing.attach import LaunchPricing
 from revati.timing.source import source
 from revati.virtual_time.host import HostMeter
 from revati.virtual_time.host_table import name_for
 
+STAGES_IN_ONE_PROCESS = False
 # What a forked trial sets on a warmed scheduler, and that nothing else was derived from.
 LATE_KNOBS = frozenset({"max_running_requests", "max_prefill_tokens", "schedule_policy"})
 
@@ -27,7 +38,7 @@ def environment() -> dict[str, str]:
 
 
 def served_environment() -> dict[str, str]:
-    return dict(DEPLOYMENT_ENVIRONMENT)
+    return {**DEPLOYMENT_ENVIRONMENT, **EMULATION_ENVIRONMENT, "SGLANG_PLUGINS": PLUGIN}
 
 
 def preload() -> None:
@@ -53,7 +64,9 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     from revati.engines.sglang.replica import SglangReplica
 
     if spec.pipeline_parallel_size > 1:
-        raise InfeasibleError("SGLang's pipeline parallelism is not emulated yet: pipeline_parallel_size=1")
+        raise InfeasibleError(
+            "SGLang's pipeline stages have processes of their own: deployment=processes or auto"
+        )
     gpu = load_gpu(spec.gpu)
     core = NativeCore()
     core.configure(gpu.to_environment(spec.tensor_parallel_size))
@@ -67,15 +80,26 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
 
 
 def serve(spec: DeploymentSpec, work_dir: Path) -> StartedServer:
-    raise InfeasibleError("SGLang as its own processes is not emulated yet: deployment=inprocess")
+    os.environ.update(served_environment() | toolkit_environment())
+    from revati.engines.sglang.server import SglangServer
+
+    return SglangServer(spec, work_dir)
 
 
 def server_program(spec: DeploymentSpec, model_folder: Path, port: int) -> ServerProgram:
-    raise InfeasibleError("replicas of SGLang are not emulated yet: replicas=1")
+    if spec.routing == DATA_PARALLEL:
+        raise InfeasibleError(f"routing={DATA_PARALLEL} is vLLM's own: SGLang's replicas need a router")
+    _, *arguments = serve_command(spec, str(model_folder))
+    arguments += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", spec.model.name]
+    arguments += ["--load-format", "dummy", "--random-seed", str(spec.seed)]
+    arguments += ["--enable-cache-report"]  # what is cached of a prompt
+    return ServerProgram(
+        [str(interpreter("sglang")), *arguments], served_environment() | toolkit_environment()
+    )
 
 
 def server_control(http: Http) -> ServerControl:
-    raise InfeasibleError("replicas of SGLang are not emulated yet: replicas=1")
+    return HttpControl(http)
 
 
 def before_fork(warm: WarmEngine, spec: DeploymentSpec) -> None:

@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.engine import EngineCoreRequestType
 
+from revati.engines.refusals import telling_refusals
 from revati.engines.vllm.batches import BatchReader
 from revati.engines.vllm.delayed_queue import DelayedQueue
-from revati.engines.vllm.processes import SENT_AT, telling_refusals
+from revati.engines.vllm.processes import SENT_AT
 from revati.engines.vllm.step_shape import configured_dispatch, step_shape
 from revati.virtual_time.host import IDLE_STEP, Phase, StepShape
 
 if TYPE_CHECKING:
-    from revati.engines.vllm.processes import EmulatedProcess
+    from revati.engines.vllm.processes import VllmProcess
 
 
 class EmulatedCore:
     """Charges the phases of one engine core."""
 
-    def __init__(self, core: Any, process: EmulatedProcess) -> None:
+    def __init__(self, core: Any, process: VllmProcess) -> None:
         process.know(core.vllm_config)
         self._core, self._meter, self._now_ns = core, process.meter, process.core.now_ns
         self._reader = BatchReader(core.vllm_config.model_config.get_vocab_size())
@@ -89,7 +90,7 @@ class EmulatedCore:
         return self._meter.costs.phase_ns("output_ipc", StepShape(num_reqs=len(message[1].outputs))) or 0
 
 
-def prepare(process: EmulatedProcess) -> None:
+def prepare(process: VllmProcess) -> None:
     """Make every engine core of this process an emulated one."""
     from vllm.v1.engine.core import EngineCore, EngineCoreProc
 

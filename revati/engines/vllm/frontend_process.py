@@ -4,34 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from revati.virtual_time.host import StepShape
+from revati.engines.frontend import EmulatedFrontend
 
 if TYPE_CHECKING:
-    from revati.engines.vllm.processes import EmulatedProcess
-
-_BACK_TO_BACK_NS = 20_000  # a frontend that was busy until now
+    from revati.engines.vllm.processes import VllmProcess
 
 
-class EmulatedFrontend:
-    """Charges the event loop's thread of one frontend."""
-
-    def __init__(self, process: EmulatedProcess) -> None:
-        self._core, self._meter = process.core, process.meter
-        self._free_at_ns = 0
-
-    def submit(self, num_prompt_tokens: int) -> None:
-        busy = self._core.now_ns() - self._free_at_ns < _BACK_TO_BACK_NS
-        self._charge("frontend_submit", StepShape("busy" if busy else "idle", num_tokens=num_prompt_tokens))
-
-    def deliver(self, num_outputs: int) -> None:
-        self._charge("frontend_busy", StepShape(num_reqs=num_outputs))
-
-    def _charge(self, phase: Any, shape: StepShape) -> None:
-        self._meter.charge(phase, shape)
-        self._free_at_ns = self._core.now_ns()
-
-
-def prepare(process: EmulatedProcess) -> None:
+def prepare(process: VllmProcess) -> None:
     """Make every frontend of this process an emulated one."""
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.core_client import AsyncMPClient

@@ -26,6 +26,7 @@ from revati.timing.attach import LaunchPricing
 from revati.timing.source import source
 from revati.virtual_time.host import HostMeter
 
+STAGES_IN_ONE_PROCESS = True
 # vLLM's defaults of an H200 server are within these, and its defaults for offline use at them.
 _WIDEST = {"max_num_seqs": 1024, "max_num_batched_tokens": 16384}
 _SERVER_DEFAULTS = {"max_num_seqs": 1024, "max_num_batched_tokens": 8192}

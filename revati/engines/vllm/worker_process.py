@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
+from revati.engines.refusals import telling_refusals
 from revati.engines.vllm.batches import Batch, BatchReader
-from revati.engines.vllm.processes import SENT_AT, telling_refusals
+from revati.engines.vllm.processes import SENT_AT
 from revati.engines.vllm.shortcuts import skip_irrelevant_warmups
 from revati.engines.vllm.step_shape import step_shape
 from revati.interception.gpu import load_gpu
@@ -23,7 +24,7 @@ from revati.virtual_time.host import IDLE_STEP, StepShape
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
-    from revati.engines.vllm.processes import EmulatedProcess
+    from revati.engines.vllm.processes import VllmProcess
 
 
 class SampledOutput(AsyncModelRunnerOutput):  # type: ignore[misc]  # vLLM is not seen by mypy
@@ -45,7 +46,7 @@ class SampledOutput(AsyncModelRunnerOutput):  # type: ignore[misc]  # vLLM is no
 class EmulatedWorker:
     """What a worker of this process needs to know of its steps."""
 
-    def __init__(self, worker: Any, process: EmulatedProcess) -> None:
+    def __init__(self, worker: Any, process: VllmProcess) -> None:
         config = worker.vllm_config
         process.know(config, worker.rank // config.parallel_config.tensor_parallel_size)
         skip_irrelevant_warmups()
@@ -99,7 +100,7 @@ class EmulatedWorker:
         return self._worker.model_runner.cudagraph_manager.dispatch(num_reqs, num_tokens, uniform, 0).cg_mode
 
 
-def prepare(process: EmulatedProcess) -> None:
+def prepare(process: VllmProcess) -> None:
     """Make every worker of this process an emulated one."""
     from vllm.distributed.parallel_state import get_tp_group
     from vllm.v1.worker.gpu_worker import Worker

@@ -11,11 +11,21 @@ std::atomic<int> waiting{0};  // threads of this process that wait for a mutex
 
 bool between_processes(const pthread_mutex_t *mutex) { return mutex->__data.__kind & 128; }
 
+// By a thread of this process whose work takes real time: waiting for it must not let virtual time pass.
+bool held_in_real_time(const pthread_mutex_t *mutex) {
+  const int owner = mutex->__data.__owner;
+  for (int i = 0; owner && i < segment->high; ++i) {
+    const Slot &slot = segment->slots[i];
+    if (slot.tid == owner && slot.pid == process_id) return slot.state == State::kOutside;
+  }
+  return false;
+}
+
 int lock_until(pthread_mutex_t *mutex, ns_t deadline, const char *call) {
   const int first = REAL(pthread_mutex_trylock)(mutex);
   if (first != EBUSY) return first;
   Thread *thread = active();
-  if (!thread || mutex->__data.__owner == self.slot->tid) {
+  if (!thread || mutex->__data.__owner == self.slot->tid || held_in_real_time(mutex)) {
     if (deadline >= kNever) return REAL(pthread_mutex_lock)(mutex);
     const timespec left = to_timespec(real_clock(CLOCK_REALTIME) + std::max<ns_t>(0, deadline - virtual_now()));
     return REAL(pthread_mutex_timedlock)(mutex, &left);
@@ -33,6 +43,7 @@ int lock_until(pthread_mutex_t *mutex, ns_t deadline, const char *call) {
   for (;;) {
     enqueue(thread, private_queue(mutex), call, mutex);
     result = REAL(pthread_mutex_trylock)(mutex);
+    if (result == EBUSY && deadline >= kNever && held_in_real_time(mutex)) result = REAL(pthread_mutex_lock)(mutex);
     if (result != EBUSY) {
       cancel(thread);
       break;
