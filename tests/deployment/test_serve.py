@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from serving import TINY, client_view, in_process, measure, trace_arguments
+from serving import TINY, client_view, in_process, measure, steady_host, trace_arguments
 
 from revati.spec import DeploymentSpec, HostSpec, ModelShape
 from revati.validate.calibration import calibrated
@@ -54,15 +54,15 @@ def test_an_unmodified_client_measures_an_unmodified_server(tmp_path: Path) -> N
 @pytest.mark.parametrize(("tp", "pp"), SHAPES.values(), ids=SHAPES)
 def test_a_client_reports_what_one_process_computes(tp: int, pp: int, tmp_path: Path) -> None:
     """A model so small that the host's work, and nothing else, decides."""
-    workload = evenly_spaced()
+    workload, host = evenly_spaced(), steady_host(tmp_path)
     report = measure(
         tmp_path,
         TINY,
         parallel_arguments(tp, pp),
         trace_arguments(workload, tmp_path / "trace.jsonl"),
-        [f"num_gpus={tp * pp}"],
+        [f"num_gpus={tp * pp}", f"host={host.name}"],
     )
-    model, host = ModelShape("tiny", TINY), HostSpec("h200_xeon")
+    model = ModelShape("tiny", TINY)
     spec = DeploymentSpec("vllm", model, "h200", host, tensor_parallel_size=tp, pipeline_parallel_size=pp)
     for name, value in in_process(spec, workload, tmp_path).items():
         assert report[name] == pytest.approx(value, rel=0.05), name
