@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO, Any
 
+from revati.deployment.other_environment import engines_of, import_from
 from revati.engines.emulation import Emulation
-from revati.engines.warm import engine_module, engine_names
+from revati.engines.warm import engine_module
+from revati.environments import interpreter
 from revati.spec import HostSpec
 from revati.virtual_time.domain import Domain
 from revati.virtual_time.host_table import HostTable
@@ -117,22 +120,29 @@ def run_commands(
     Raises:
         Failure: another command or any process of the deployment failed, or virtual time got stuck.
     """
-    full: dict[str, str] = {}
-    for engine in engine_names():
-        full |= engine_module(engine).served_environment()
-    full |= {**environment, **emulation.to_environment()}
-    full.pop("PYTHONDONTWRITEBYTECODE", None)  # doubles the import time of every start
     output = log.open("ab") if log else None
     try:
-        with open_domain(emulation.host) as domain:
+        with tempfile.TemporaryDirectory(prefix="revati-") as folder, open_domain(emulation.host) as domain:
             running = Commands(domain)
-            last = [running.start(words, full, output) for words in commands][-1]
+            for words in commands:
+                full = _program_environment(words[0], {**environment, **emulation.to_environment()}, folder)
+                last = running.start(words, full, output)
             status = running.wait_for(last)
             running.end_all()
             return status
     finally:
         if output:
             output.close()
+
+
+def _program_environment(program: str, environment: Mapping[str, str], folder: str) -> Mapping[str, str]:
+    full: dict[str, str] = {}
+    for engine in engines_of(program):
+        full |= engine_module(engine).served_environment()
+        full |= environment
+        import_from(full, interpreter(engine), Path(folder) / engine)
+    full.pop("PYTHONDONTWRITEBYTECODE", None)  # doubles the import time of every start
+    return full
 
 
 def open_domain(host: HostSpec) -> Domain:

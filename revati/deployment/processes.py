@@ -17,7 +17,6 @@ from pathlib import Path
 
 from revati.deployment.domain_run import Failure, run_commands
 from revati.deployment.fleet_server import FleetServer
-from revati.deployment.other_environment import import_from
 from revati.deployment.provisioning import provision_missing
 from revati.deployment.wire import TrialRequest, TrialResult, receive_line
 from revati.engines.emulation import Emulation
@@ -76,11 +75,11 @@ class TemplateClient:
         request_path.write_bytes(request.to_line())
         try:
             environment = emulated_environment(load_gpu(spec.gpu), spec.num_gpus, os.environ)
-            python, emulation = interpreter(spec.engine), Emulation(spec.gpu, spec.host, spec.timing_source)
-            command = [str(python), "-m", "revati.deployment.load", str(request_path), str(result_path)]
+            emulation = Emulation(spec.gpu, spec.host, spec.timing_source)
+            python = str(interpreter(spec.engine))
+            command = [python, "-m", "revati.deployment.load", str(request_path), str(result_path)]
             with tempfile.TemporaryDirectory(dir=self._socket_path.parent) as folder:
                 environment["TMPDIR"] = folder  # takes what engines that are killed leave
-                import_from(environment, python, Path(folder) / "python")
                 status = run_commands([command], emulation, environment, log_path)
             if not result_path.exists():
                 return TrialResult("failed", f"the load generator ended with {status}", log_path=log_path)

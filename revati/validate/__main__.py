@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _emulated(options: Options, cases: Sequence[Case]) -> Mapping[str, Prediction]:
     if not options.emulate:
         return validate(options, cases, None)
-    from revati.deployment.runner import TemplateClient, TemplateServer
+    from revati.deployment.mixed import TemplateClient, TemplateServer
     from revati.engines.warm import engine_names
 
     if options.calibrate and not options.predictor:

@@ -5,6 +5,9 @@ All but the first are of the ``matrix``: ``pytest -m matrix tests/deployment/tes
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,10 @@ import pytest
 from serving import TINY
 
 from revati.deployment import processes, runner
+from revati.deployment.fleet import free_port
+from revati.deployment.provisioning import provision_missing
+from revati.engines.common import served_model_folder
+from revati.environments import interpreter
 from revati.spec import DeploymentSpec, HostSpec, ModelShape
 from revati.virtual_time.host_table import HostTable
 from revati.workload import FixedLengths, LognormalLengths, SharedPrefixes, Workload
@@ -118,3 +125,22 @@ def test_a_router_sends_prefixes_to_the_replica_that_has_them(
     }
     cached = {routing: table.cached_tokens.sum() for routing, table in tables.items()}
     assert cached["cache_aware"] > cached["round_robin"] > 0
+
+
+@pytest.mark.matrix
+def test_sglangs_own_benchmark_measures_its_server(tmp_path: Path) -> None:
+    provision_missing(["sglang"])
+    python, model, port = str(interpreter("sglang")), str(served_model_folder(spec().model)), str(free_port())
+    report = tmp_path / "report.jsonl"
+    words = [sys.executable, "-m", "revati.run", "--", python, "-m", "sglang.launch_server"]
+    words += ["--model-path", model, "--load-format", "dummy", "--port", port, "--and"]
+    words += [python, "-m", "sglang.bench_serving", "--backend", "sglang", "--model", model, "--port", port]
+    words += ["--dataset-name", "random-ids", "--random-input-len", "200", "--random-output-len", "30"]
+    words += ["--random-range-ratio", "1", "--num-prompts", "24", "--request-rate", "10"]
+    words += ["--output-file", str(report), "--ready-check-timeout-sec", "3000"]
+    finished = subprocess.run(words, capture_output=True, text=True, timeout=850, check=False)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    measured = json.loads(report.read_text())
+    assert (measured["completed"], measured["total_output_tokens"]) == (24, 24 * 30)
+    assert measured["median_ttft_ms"] < 20, "virtual time: here each takes seconds"
+    assert measured["p99_tpot_ms"] == pytest.approx(measured["median_tpot_ms"], rel=0.3)

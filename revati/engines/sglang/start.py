@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,12 @@ def environment() -> dict[str, str]:
 
 
 def served_environment() -> dict[str, str]:
-    return {**DEPLOYMENT_ENVIRONMENT, **EMULATION_ENVIRONMENT, "SGLANG_PLUGINS": PLUGIN}
+    return {
+        **DEPLOYMENT_ENVIRONMENT,
+        **EMULATION_ENVIRONMENT,
+        **toolkit_environment(),
+        "SGLANG_PLUGINS": PLUGIN,
+    }
 
 
 def preload() -> None:
@@ -80,7 +84,6 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
 
 
 def serve(spec: DeploymentSpec, work_dir: Path) -> StartedServer:
-    os.environ.update(served_environment() | toolkit_environment())
     from revati.engines.sglang.server import SglangServer
 
     return SglangServer(spec, work_dir)
@@ -93,9 +96,7 @@ def server_program(spec: DeploymentSpec, model_folder: Path, port: int) -> Serve
     arguments += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", spec.model.name]
     arguments += ["--load-format", "dummy", "--random-seed", str(spec.seed)]
     arguments += ["--enable-cache-report"]  # what is cached of a prompt
-    return ServerProgram(
-        [str(interpreter("sglang")), *arguments], served_environment() | toolkit_environment()
-    )
+    return ServerProgram([str(interpreter("sglang")), *arguments], served_environment())
 
 
 def server_control(http: Http) -> ServerControl:
