@@ -23,6 +23,7 @@ namespace {
 
 constexpr int64_t kMs = 1000000;
 constexpr int64_t kBlockedUnseen = 8 * kMs;    // asleep with the token for so long: waits outside the hooks
+constexpr int64_t kKeepsToken = 5000 * kMs;     // likewise, for a mutex that a real-time thread holds
 constexpr int64_t kComputesLong = 500 * kMs;   // CPU time without a hook, after which others that are due go on
 constexpr int64_t kUnclaimed = 20000 * kMs;    // a reserved slot whose program never joins
 
@@ -233,11 +234,13 @@ void look_after_token() {
   if (!slot.claimed || !slot.running) return;
   const int letter = state_letter(slot.pid, slot.tid);
   const bool asleep = letter == 'S';
-  if (asleep && watch.asleep_before && now - watch.since > kBlockedUnseen) {
+  if (asleep && watch.asleep_before && now - watch.since > (slot.keeps_token ? kKeepsToken : kBlockedUnseen)) {
     lock();
     if (d.token == holder && d.counters.grants == grants && slot.running) {
       slot.state = State::kBlocked;
       slot.kind = Kind::kUnhooked;
+      slot.time = std::max<ns_t>(slot.time, d.now);
+      slot.since_real_ns = now;
       d.unhooked = 1;
       slot.running = 0;
       slot.word = 0;
