@@ -248,6 +248,19 @@ print(time.monotonic() - begin)
     assert float(line_of(process)) < 2
 
 
+def test_a_program_that_does_not_join_takes_its_real_time(members: Members) -> None:
+    program = """
+import subprocess, threading, time
+def tick():
+    while True: time.sleep(1)
+threading.Thread(target=tick, daemon=True).start()
+begin = time.monotonic()
+subprocess.run(["sleep", "0.5"], env={})
+print(time.monotonic() - begin)
+"""
+    assert float(members.run(program)[0]) < 2
+
+
 def test_a_mutex_of_a_real_time_thread_takes_no_virtual_time(members: Members) -> None:
     """Whoever waits for it holds the clock, though others have timers that are due."""
     program = """

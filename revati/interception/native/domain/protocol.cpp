@@ -28,7 +28,6 @@ constexpr int kSpinShare = 64;  // of the time that it has spun already
 // Until what is in flight has arrived, or is asleep: a few µs on a free core; else our core may be what it needs.
 constexpr int kSpinRounds = 2, kYieldRounds = 6;
 constexpr int64_t kRealSecond = 1000000000;
-constexpr int64_t kUnhookedPatience = 5 * kRealSecond;
 
 bool charged() { return charge_cpu && segment->cpu_factor > 0 && !self.phases; }
 
@@ -234,6 +233,11 @@ void grant(int index) {
   }
 }
 
+void trace(ns_t to) {
+  const ns_t from = segment->now;
+  if (to > from + kTracedJump || to / kTracedPeriod > from / kTracedPeriod) trace_jump(from, to);
+}
+
 // Who waits where no hook sees it does so in real time: until it is clear that it waits for long, virtual time
 // passes no faster.  Else timers that follow one another would reach any time-out meanwhile.
 bool outpaces_unhooked(ns_t key) {
@@ -284,7 +288,7 @@ void pick() {
         return;
       }
     }
-    if (key > d.now + kTracedJump || key / kTracedPeriod > d.now / kTracedPeriod) trace_jump(d.now, key);
+    trace(key);
     d.checked = key;
     d.counters.jumps.fetch_add(1, std::memory_order_relaxed);
   }
@@ -343,6 +347,7 @@ Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, bool in
     if (deadline < d.next_key && d.in_doubt == 0 && !d.unhooked && slot.state == State::kRunning) {
       // Nobody else is due, nothing is in flight: time is this thread's own.
       self.base = self.slot->time = deadline;
+      trace(deadline);
       if (deadline > d.now) d.now = deadline;
       d.checked = deadline;
       if (d.cpu_factor > 0) self.cpu_base = thread_cpu_ns();
