@@ -248,14 +248,17 @@ print(time.monotonic() - begin)
     assert float(line_of(process)) < 2
 
 
-def test_a_program_that_does_not_join_takes_its_real_time(members: Members) -> None:
-    program = """
+def test_a_program_that_does_not_join_takes_its_real_time(members: Members, tmp_path: Path) -> None:
+    static, source = tmp_path / "static", tmp_path / "static.c"
+    source.write_text("#include <unistd.h>\nint main() { return usleep(500000); }")
+    subprocess.run(["gcc", "-static", "-o", static, source], check=True)
+    program = f"""
 import subprocess, threading, time
 def tick():
     while True: time.sleep(1)
 threading.Thread(target=tick, daemon=True).start()
 begin = time.monotonic()
-subprocess.run(["sleep", "0.5"], env={})
+subprocess.run([{str(static)!r}], check=True)
 print(time.monotonic() - begin)
 """
     assert float(members.run(program)[0]) < 2
