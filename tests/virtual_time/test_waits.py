@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from revati.virtual_time.domain import Domain
-from tests.virtual_time.members import PROGRAMS, Members
+from tests.virtual_time.members import PROGRAMS, Members, line_of
 
 # Further interpreters to try, separated by colons: another Python version, for instance.
 PYTHONS = [sys.executable, *filter(None, os.environ.get("REVATI_TEST_PYTHONS", "").split(":"))]
@@ -222,6 +224,44 @@ print(round(slept, 6))
 """
     with Domain.create(real_time_threads=["watchdog_*"]) as domain:
         assert Members(domain).run(program) == ["1000.0"]
+
+
+def test_a_wait_that_no_hook_sees_takes_its_real_time(members: Members, tmp_path: Path) -> None:
+    """However many timers others have meanwhile."""
+    program = f"""
+import fcntl, threading, time
+def tick():
+    while True: time.sleep(1)
+threading.Thread(target=tick, daemon=True).start()
+begin = time.monotonic()
+with open({str(tmp_path / "lock")!r}) as file:
+    print("waits")
+    fcntl.flock(file, fcntl.LOCK_EX)
+print(time.monotonic() - begin)
+"""
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        process = members.start(program)
+        assert line_of(process) == "waits"
+        time.sleep(0.5)
+        fcntl.flock(file, fcntl.LOCK_UN)
+    assert float(line_of(process)) < 2
+
+
+def test_a_program_that_does_not_join_takes_its_real_time(members: Members, tmp_path: Path) -> None:
+    static, source = tmp_path / "static", tmp_path / "static.c"
+    source.write_text("#include <unistd.h>\nint main() { return usleep(500000); }")
+    subprocess.run(["gcc", "-static", "-o", static, source], check=True)
+    program = f"""
+import subprocess, threading, time
+def tick():
+    while True: time.sleep(1)
+threading.Thread(target=tick, daemon=True).start()
+begin = time.monotonic()
+subprocess.run([{str(static)!r}], check=True)
+print(time.monotonic() - begin)
+"""
+    assert float(members.run(program)[0]) < 2
 
 
 def test_a_mutex_of_a_real_time_thread_takes_no_virtual_time(members: Members) -> None:

@@ -23,6 +23,7 @@ namespace {
 
 constexpr int64_t kMs = 1000000;
 constexpr int64_t kBlockedUnseen = 8 * kMs;    // asleep with the token for so long: waits outside the hooks
+constexpr int64_t kKeepsToken = 5000 * kMs;     // likewise, for a mutex that a real-time thread holds
 constexpr int64_t kComputesLong = 500 * kMs;   // CPU time without a hook, after which others that are due go on
 constexpr int64_t kUnclaimed = 20000 * kMs;    // a reserved slot whose program never joins
 
@@ -103,7 +104,8 @@ bool bury(int pid, bool known, int status, std::string &who) {
   for (int i = 0; i < d.high; ++i) {
     Slot &slot = d.slots[i];
     if (slot.pid != pid || slot.state == State::kFree) continue;
-    if (known ? !ordinary(status & 0x7f) && !slot.exit_expected
+    const bool member = slot.claimed || slot.kind != Kind::kUnhooked;
+    if (known ? member && !ordinary(status & 0x7f) && !slot.exit_expected
               : slot.claimed && slot.state != State::kLeaving && !slot.exit_expected) {
       accident = true;
       if (slot.tid == pid || who.empty()) who = slot.name;
@@ -193,7 +195,19 @@ bool never_joins(int pid) {
   return is_static(pid) || (!environment.empty() && environment.find("REVATI_DOMAIN=") == std::string::npos);
 }
 
-void drop_unclaimed() {
+void wait_unhooked(Slot &slot, const char *call) {
+  Domain &d = *segment;
+  slot.state = State::kBlocked;
+  slot.kind = Kind::kUnhooked;
+  slot.time = std::max<ns_t>(slot.time, d.now);
+  slot.since_real_ns = real_now_ns();
+  strncpy(slot.call, call, sizeof slot.call - 1);
+  d.key[&slot - d.slots] = kNever;
+  d.unhooked = 1;
+}
+
+// Slots of programs that have not joined; one that never will takes real time, like a wait that no hook sees.
+void look_after_unclaimed() {
   Domain &d = *segment;
   const int64_t now = real_now_ns();
   bool any = false;
@@ -203,8 +217,13 @@ void drop_unclaimed() {
   for (int i = 0; i < d.high; ++i) {
     Slot &slot = d.slots[i];
     if (slot.state == State::kFree || slot.claimed) continue;
-    const bool drop = now - slot.since_real_ns > kUnclaimed || (slot.pid > 0 && never_joins(slot.pid));
-    if (drop) release(i);
+    const bool outside = slot.kind == Kind::kUnhooked;
+    if (now - slot.since_real_ns > (outside ? kUnhookedPatience : kUnclaimed)) {
+      release(i);
+    } else if (!outside && slot.pid > 0 && never_joins(slot.pid)) {
+      slot.tid = slot.pid;
+      wait_unhooked(slot, "a program in real time");
+    }
   }
   pick();
   unlock();
@@ -233,16 +252,12 @@ void look_after_token() {
   if (!slot.claimed || !slot.running) return;
   const int letter = state_letter(slot.pid, slot.tid);
   const bool asleep = letter == 'S';
-  if (asleep && watch.asleep_before && now - watch.since > kBlockedUnseen) {
+  if (asleep && watch.asleep_before && now - watch.since > (slot.keeps_token ? kKeepsToken : kBlockedUnseen)) {
     lock();
     if (d.token == holder && d.counters.grants == grants && slot.running) {
-      slot.state = State::kBlocked;
-      slot.kind = Kind::kUnhooked;
-      d.unhooked = 1;
+      wait_unhooked(slot, "an unhooked call");
       slot.running = 0;
       slot.word = 0;
-      strncpy(slot.call, "an unhooked call", sizeof slot.call - 1);
-      d.key[holder] = kNever;
       d.token = kNobody;
       d.in_doubt = 2;
       d.counters.preemptions++;
@@ -363,7 +378,7 @@ REVATI_API int revati_domain_watch(int64_t wait_ns, char *reason) {
   std::string died;
   bury_the_dead(wait_ns, died);
   look_after_token();
-  drop_unclaimed();
+  look_after_unclaimed();
   snprintf(reason, 512, "%s", died.c_str());
   return died.empty() ? 0 : 2;
 }

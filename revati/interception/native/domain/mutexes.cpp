@@ -21,10 +21,18 @@ bool held_in_real_time(const pthread_mutex_t *mutex) {
   return false;
 }
 
+int lock_in_real_time(pthread_mutex_t *mutex) {
+  self.slot->keeps_token = 1;
+  const int result = REAL(pthread_mutex_lock)(mutex);
+  self.slot->keeps_token = 0;
+  return result;
+}
+
 int lock_until(pthread_mutex_t *mutex, ns_t deadline, const char *call) {
   const int first = REAL(pthread_mutex_trylock)(mutex);
   if (first != EBUSY) return first;
   Thread *thread = active();
+  if (thread && deadline >= kNever && held_in_real_time(mutex)) return lock_in_real_time(mutex);
   if (!thread || mutex->__data.__owner == self.slot->tid || held_in_real_time(mutex)) {
     if (deadline >= kNever) return REAL(pthread_mutex_lock)(mutex);
     const timespec left = to_timespec(real_clock(CLOCK_REALTIME) + std::max<ns_t>(0, deadline - virtual_now()));
@@ -43,7 +51,7 @@ int lock_until(pthread_mutex_t *mutex, ns_t deadline, const char *call) {
   for (;;) {
     enqueue(thread, private_queue(mutex), call, mutex);
     result = REAL(pthread_mutex_trylock)(mutex);
-    if (result == EBUSY && deadline >= kNever && held_in_real_time(mutex)) result = REAL(pthread_mutex_lock)(mutex);
+    if (result == EBUSY && deadline >= kNever && held_in_real_time(mutex)) result = lock_in_real_time(mutex);
     if (result != EBUSY) {
       cancel(thread);
       break;

@@ -21,6 +21,7 @@ __thread Thread self;
 namespace {
 
 constexpr ns_t kLongJump = 1000000, kTracedJump = 1000000000;
+constexpr ns_t kTracedPeriod = 600 * kTracedJump;  // in which nobody may have done more than wake again and again
 // A loop may also wait for a moment, which only its own looking at a clock would tell.
 constexpr ns_t kSpinQuantum = 50000, kLongSpinQuantum = 500000;
 constexpr int kSpinShare = 64;  // of the time that it has spun already
@@ -232,6 +233,25 @@ void grant(int index) {
   }
 }
 
+void trace(ns_t to) {
+  const ns_t from = segment->now;
+  if (to > from + kTracedJump || to / kTracedPeriod > from / kTracedPeriod) trace_jump(from, to);
+}
+
+// Who waits where no hook sees it does so in real time: until it is clear that it waits for long, virtual time
+// passes no faster.  Else timers that follow one another would reach any time-out meanwhile.
+bool outpaces_unhooked(ns_t key) {
+  const Domain &d = *segment;
+  const int64_t now = real_now_ns();
+  for (int i = 0; i < d.high; ++i) {
+    const Slot &slot = d.slots[i];
+    if (slot.state != State::kBlocked || slot.kind != Kind::kUnhooked) continue;
+    const int64_t waited = now - slot.since_real_ns;
+    if (waited < kUnhookedPatience && key - slot.time > waited) return true;
+  }
+  return false;
+}
+
 void pick() {
   Domain &d = *segment;
   if (d.token != kNobody) return;
@@ -258,13 +278,17 @@ void pick() {
         }
         d.in_doubt = 0;
       }
+      if (d.unhooked && !tolerated && outpaces_unhooked(key)) {
+        d.duty = self.index;
+        return;
+      }
       for (int i = 0; d.in_doubt == 0 && i < d.high; ++i) d.slots[i].signalled.store(0, std::memory_order_relaxed);
       if (d.in_doubt > tolerated) {
         d.duty = self.index;
         return;
       }
     }
-    if (key > d.now + kTracedJump) trace_jump(d.now, key);
+    trace(key);
     d.checked = key;
     d.counters.jumps.fetch_add(1, std::memory_order_relaxed);
   }
@@ -323,6 +347,7 @@ Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, bool in
     if (deadline < d.next_key && d.in_doubt == 0 && !d.unhooked && slot.state == State::kRunning) {
       // Nobody else is due, nothing is in flight: time is this thread's own.
       self.base = self.slot->time = deadline;
+      trace(deadline);
       if (deadline > d.now) d.now = deadline;
       d.checked = deadline;
       if (d.cpu_factor > 0) self.cpu_base = thread_cpu_ns();

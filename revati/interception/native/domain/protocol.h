@@ -30,6 +30,8 @@ extern int process_id;
 extern bool charge_cpu;
 extern __thread Thread self __attribute__((tls_model("initial-exec")));
 constexpr int kWakeSignal = 62;
+// Real time for which virtual time does not run away from who waits, or runs, where no hook sees it.
+constexpr int64_t kUnhookedPatience = 5000000000;
 
 struct Guard {
   Guard() { ++self.depth; }

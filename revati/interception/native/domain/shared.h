@@ -13,7 +13,7 @@ namespace revati::domain {
 
 using ns_t = int64_t;
 
-constexpr uint64_t kMagic = 0x5245564154490003ULL;  // "REVATI", layout version 3
+constexpr uint64_t kMagic = 0x5245564154490007ULL;  // "REVATI", layout version 7
 constexpr int kSlots = 4096;
 constexpr int kNobody = -1;
 constexpr int kAreaBytes = 2 << 20;
@@ -53,6 +53,7 @@ struct alignas(64) Slot {
   int32_t preempted;               // lost the token while computing or in a call that we do not interpose
   int32_t exit_expected;           // a member killed it
   std::atomic<uint32_t> signalled; // a member sent it a signal: scanned, whatever it waits for
+  std::atomic<uint32_t> keeps_token; // asleep until a real-time thread unlocks a mutex
   uint32_t generation;             // of the slot's use
   ns_t time;                       // local time when it last gave up the token
   ns_t deadline;
