@@ -29,6 +29,7 @@ constexpr int64_t kUnclaimed = 20000 * kMs;    // a reserved slot whose program 
 
 struct Watch {
   std::map<int, int> pidfds;
+  std::map<int, int64_t> unseen_cpu_ns;  // of processes of which no hook sees anything
   uint64_t grants = 0;
   int64_t since = 0, cpu_at_grant = 0, last_progress = 0;
   bool asleep_before = false;
@@ -206,6 +207,30 @@ void wait_unhooked(Slot &slot, const char *call) {
   d.unhooked = 1;
 }
 
+int64_t process_cpu_ns(int pid) {
+  timespec used{};
+  const long clock = static_cast<int>((~static_cast<unsigned>(pid) << 3) | 2);  // as clock_getcpuclockid() makes it
+  return raw(SYS_clock_gettime, clock, as_long(&used)) == 0 ? to_ns(used) : 0;
+}
+
+// A process of one slot that waits unseen, and computes: in threads that no hook sees (ptxas), or as a program that
+// has not joined.  Time stands still, as beside any other member that computes.
+void look_after_unseen() {
+  Domain &d = *segment;
+  if (!d.unhooked) return watch.unseen_cpu_ns.clear();
+  std::map<int, int> slots;
+  for (int i = 0; i < d.high; ++i)
+    if (d.slots[i].state != State::kFree) ++slots[d.slots[i].pid];
+  for (int i = 0; i < d.high; ++i) {
+    Slot &slot = d.slots[i];
+    if (slot.state != State::kBlocked || slot.kind != Kind::kUnhooked || slots[slot.pid] != 1) continue;
+    const int64_t used = process_cpu_ns(slot.pid);
+    int64_t &before = watch.unseen_cpu_ns[slot.pid];
+    if (used > before) slot.since_real_ns = real_now_ns();
+    before = used;
+  }
+}
+
 // Slots of programs that have not joined; one that never will takes real time, like a wait that no hook sees.
 void look_after_unclaimed() {
   Domain &d = *segment;
@@ -379,6 +404,7 @@ REVATI_API int revati_domain_watch(int64_t wait_ns, char *reason) {
   bury_the_dead(wait_ns, died);
   look_after_token();
   look_after_unclaimed();
+  look_after_unseen();
   snprintf(reason, 512, "%s", died.c_str());
   return died.empty() ? 0 : 2;
 }
