@@ -583,6 +583,7 @@ void claim(Thread *thread, int index) {
   thread->base = slot.time;
   if (slot.state == State::kBlocked) {  // lost the token on its way into an exec
     slot.word.store(0);
+    slot.running.store(0);
     slot.state = State::kReady;
     set_key(index, std::max(slot.time, segment->now.load()));
   }
