@@ -202,8 +202,12 @@ void wait_unhooked(Slot &slot, const char *call) {
   slot.kind = Kind::kUnhooked;
   slot.time = std::max<ns_t>(slot.time, d.now);
   slot.since_real_ns = real_now_ns();
+  slot.running = 0;
+  slot.word = 0;
   strncpy(slot.call, call, sizeof slot.call - 1);
-  d.key[&slot - d.slots] = kNever;
+  const int index = static_cast<int>(&slot - d.slots);
+  d.key[index] = kNever;
+  if (d.token == index) d.token = kNobody;
   d.unhooked = 1;
 }
 
@@ -281,9 +285,6 @@ void look_after_token() {
     lock();
     if (d.token == holder && d.counters.grants == grants && slot.running) {
       wait_unhooked(slot, "an unhooked call");
-      slot.running = 0;
-      slot.word = 0;
-      d.token = kNobody;
       d.in_doubt = 2;
       d.counters.preemptions++;
       pick();
