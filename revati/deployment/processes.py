@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from revati.spec import DeploymentSpec
 from revati.workload import Workload
 
 __all__ = ["TemplateClient", "TemplateServer", "TrialResult"]
+
+_LAUNCHES = threading.Lock()  # a process launches one domain at a time
 
 
 @contextmanager
@@ -78,7 +81,7 @@ class TemplateClient:
             emulation = Emulation(spec.gpu, spec.host, spec.timing_source)
             python = str(interpreter(spec.engine))
             command = [python, "-m", "revati.deployment.load", str(request_path), str(result_path)]
-            with tempfile.TemporaryDirectory(dir=self._socket_path.parent) as folder:
+            with _LAUNCHES, tempfile.TemporaryDirectory(dir=self._socket_path.parent) as folder:
                 environment["TMPDIR"] = folder  # takes what engines that are killed leave
                 status = run_commands([command], emulation, environment, log_path)
             if not result_path.exists():
