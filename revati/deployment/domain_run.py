@@ -6,12 +6,13 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO, Any
 
 from revati.deployment.other_environment import engines_of, import_from
+from revati.deployment.wire import TrialRequest, TrialResult
 from revati.engines.emulation import Emulation
 from revati.engines.warm import engine_module
 from revati.environments import interpreter
@@ -98,6 +99,27 @@ class Commands:
         while self._domain.ended is None and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         return self._domain.ended
+
+
+def run_load_generator(request: TrialRequest, run: Callable[[str, str], int]) -> TrialResult:
+    """What the load generator (`revati.deployment.load`) says of a trial.
+
+    Args:
+        run: runs it with these two arguments, and returns its exit status.
+
+    Raises:
+        Failure: it said nothing.
+    """
+    request_path, result_path = request.out_dir / "request.json", request.out_dir / "result.json"
+    request_path.write_bytes(request.to_line())
+    try:
+        status = run(str(request_path), str(result_path))
+        if not result_path.exists():
+            raise Failure(f"the load generator ended with status {status}")
+        return TrialResult.from_line(result_path.read_bytes())
+    finally:
+        for path in (request_path, result_path):
+            path.unlink(missing_ok=True)
 
 
 def run_commands(

@@ -25,7 +25,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from revati.deployment.domain_run import Commands, Failure, open_domain
+from revati.deployment.domain_run import Commands, Failure, open_domain, run_load_generator
 from revati.deployment.other_environment import import_from
 from revati.deployment.routers import router_arguments
 from revati.deployment.wire import TrialRequest, TrialResult
@@ -143,18 +143,11 @@ class Fleet:
         return self._commands.start(command, os.environ, log), f"http://{_HOST}:{port}"
 
     def _measure(self, request: TrialRequest, urls: Sequence[str], entry_url: str, log: Any) -> TrialResult:
-        request_path, result_path = request.out_dir / "request.json", request.out_dir / "result.json"
+        def run(*files: str) -> int:
+            return self._commands.wait_for(self._start_module("revati.deployment.load", files, log))
+
         served = replace(request, replica_urls=tuple(urls), entry_url=entry_url)
-        request_path.write_bytes(served.to_line())
-        try:
-            client = self._start_module("revati.deployment.load", [str(request_path), str(result_path)], log)
-            status = self._commands.wait_for(client)
-            if not result_path.exists():
-                raise Failure(f"the load generator ended with status {status}")
-            return TrialResult.from_line(result_path.read_bytes())
-        finally:
-            for path in (request_path, result_path):
-                path.unlink(missing_ok=True)
+        return run_load_generator(served, run)
 
     def _start_module(self, module: str, arguments: Sequence[str], log: Any) -> Popen[Any]:
         return self._commands.start([sys.executable, "-m", module, *arguments], os.environ, log)

@@ -11,14 +11,13 @@ from typing import Any
 import aiohttp
 import pyarrow.parquet as pq
 
-from revati.engines.base import Request, RequestOutput, ServerControl
+from revati.engines.base import WARM_UP_OUTPUT, WARM_UP_PROMPTS, Request, RequestOutput, ServerControl
 from revati.engines.tokenizer import text_of
 from revati.engines.warm import EngineModule
 from revati.spec import DeploymentSpec
 from revati.timing.usage import Usage
 
 _POLL_S = 0.1
-_WARM_UP_PROMPTS, _WARM_UP_OUTPUT = (16, 256, 1024), 8  # tokens
 _DATA, _DONE = b"data: ", b"[DONE]"
 
 
@@ -116,8 +115,8 @@ class HttpServers:
     async def warm_up(self) -> None:
         """Serve a few requests on every replica, forget them, and wait until the router knows them all."""
         for replica, control in zip(self._replicas, self._controls, strict=True):
-            for length in _WARM_UP_PROMPTS:
-                request = Request(-1, list(range(length)), _WARM_UP_OUTPUT)
+            for length in WARM_UP_PROMPTS:
+                request = Request(-1, list(range(length)), WARM_UP_OUTPUT)
                 async for _ in replica.complete(self._model, request):
                     pass
             await control.reset()

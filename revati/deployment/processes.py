@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from revati.deployment.domain_run import Failure, run_commands
+from revati.deployment.domain_run import Failure, run_commands, run_load_generator
 from revati.deployment.fleet_server import FleetServer
 from revati.deployment.provisioning import provision_missing
 from revati.deployment.wire import TrialRequest, TrialResult, receive_line
@@ -74,23 +74,18 @@ class TemplateClient:
     def _run_alone(self, request: TrialRequest) -> TrialResult:
         """Start the engine and the load generator in a domain of their own."""
         spec, log_path = request.spec, request.out_dir / "trial.log"
-        request_path, result_path = request.out_dir / "request.json", request.out_dir / "result.json"
-        request_path.write_bytes(request.to_line())
-        try:
+
+        def run(*files: str) -> int:
             environment = emulated_environment(load_gpu(spec.gpu), spec.num_gpus, os.environ)
             emulation = Emulation(spec.gpu, spec.host, spec.timing_source)
-            python = str(interpreter(spec.engine))
-            command = [python, "-m", "revati.deployment.load", str(request_path), str(result_path)]
+            command = [str(interpreter(spec.engine)), "-m", "revati.deployment.load", *files]
             with _LAUNCHES, tempfile.TemporaryDirectory(dir=self._socket_path.parent) as folder:
                 environment["TMPDIR"] = folder  # takes what engines that are killed leave
-                status = run_commands([command], emulation, environment, log_path)
-            if not result_path.exists():
-                return TrialResult("failed", f"the load generator ended with {status}", log_path=log_path)
-            return TrialResult.from_line(result_path.read_bytes())
+                return run_commands([command], emulation, environment, log_path)
+
+        try:
+            return run_load_generator(request, run)
         except ValueError as error:
             return TrialResult("infeasible", str(error), log_path=log_path)
         except Failure as error:
             return TrialResult("failed", str(error), log_path=log_path)
-        finally:
-            for path in (request_path, result_path):
-                path.unlink(missing_ok=True)

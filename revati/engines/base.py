@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+# Tokens of the requests that servers serve before they are measured: prompts, and what each is answered.
+WARM_UP_PROMPTS, WARM_UP_OUTPUT = (16, 256, 1024), 8
+
 
 class InfeasibleError(Exception):
     """The engine cannot run this configuration (memory, GPU count, …); the message is its own reason."""

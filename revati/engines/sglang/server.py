@@ -9,15 +9,13 @@ from typing import Any
 
 from sglang.srt.entrypoints.engine import Engine
 
-from revati.engines.base import InfeasibleError, Request, RequestOutput
+from revati.engines.base import WARM_UP_OUTPUT, WARM_UP_PROMPTS, InfeasibleError, Request, RequestOutput
 from revati.engines.common import write_model_folder
 from revati.engines.refusals import refusal_environment
 from revati.engines.sglang.http_control import FLUSH_S
 from revati.engines.sglang.settings import server_arguments
 from revati.engines.sglang.state import write_usage
 from revati.spec import DeploymentSpec
-
-_WARM_UP_PROMPTS, _WARM_UP_OUTPUT = (16, 256, 1024), 8  # tokens
 
 
 class SglangServer:
@@ -40,7 +38,7 @@ class SglangServer:
             if refusal.exists():
                 raise InfeasibleError(refusal.read_text()) from error
             raise
-        self._longest_prompt = spec.model.max_position_embeddings - _WARM_UP_OUTPUT - 1
+        self._longest_prompt = spec.model.max_position_embeddings - WARM_UP_OUTPUT - 1
 
     @property
     def kv_cache_blocks(self) -> int:
@@ -71,8 +69,8 @@ class SglangServer:
         return write_usage(states[0], folder)
 
     async def warm_up(self) -> None:
-        for index, length in enumerate(_WARM_UP_PROMPTS):
-            request = Request(-1 - index, list(range(min(length, self._longest_prompt))), _WARM_UP_OUTPUT)
+        for index, length in enumerate(WARM_UP_PROMPTS):
+            request = Request(-1 - index, list(range(min(length, self._longest_prompt))), WARM_UP_OUTPUT)
             async for _ in self.generate(request):
                 pass
         flushed = await self._engine.tokenizer_manager.flush_cache(timeout_s=FLUSH_S)

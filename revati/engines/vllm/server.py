@@ -11,14 +11,12 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from revati.engines.base import InfeasibleError, Request, RequestOutput
+from revati.engines.base import WARM_UP_OUTPUT, WARM_UP_PROMPTS, InfeasibleError, Request, RequestOutput
 from revati.engines.common import write_model_folder
 from revati.engines.refusals import refusal_environment
 from revati.engines.vllm.sampling import sampling_parameters
 from revati.engines.vllm.settings import engine_arguments
 from revati.spec import DeploymentSpec
-
-_WARM_UP_PROMPTS, _WARM_UP_OUTPUT = (16, 256, 1024), 8  # tokens
 
 
 class VllmServer:
@@ -70,9 +68,9 @@ class VllmServer:
         return columns[0]
 
     async def warm_up(self) -> None:
-        longest = self._config.model_config.max_model_len - _WARM_UP_OUTPUT
-        for index, length in enumerate(_WARM_UP_PROMPTS):
-            request = Request(-1 - index, list(range(min(length, longest))), _WARM_UP_OUTPUT)
+        longest = self._config.model_config.max_model_len - WARM_UP_OUTPUT
+        for index, length in enumerate(WARM_UP_PROMPTS):
+            request = Request(-1 - index, list(range(min(length, longest))), WARM_UP_OUTPUT)
             async for _ in self.generate(request):
                 pass
         await self._llm.reset_prefix_cache()
