@@ -160,7 +160,7 @@ def main(arguments: list[str]) -> int:
     if description.power is None:
         print(f"conf/gpu/{gpu}.yaml has no power: block to start from", file=sys.stderr)
         return 2
-    timer = KernelTimer(paths.kernel_db_dir(), gpu, SHAPE, in_engine=False)
+    timer = KernelTimer(paths.kernel_db_dir(), gpu, SHAPE)
     fit = Fit(description, timer, read(db.partition(paths.kernel_db_dir(), gpu) / FILE))
     fitted = fit.fit()
     before, after = fit.residuals(description.power), fit.residuals(fitted)

@@ -8,7 +8,7 @@ physical schedule (``attention_features``). Without measurements the roofline an
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +25,9 @@ from revati.timing.attention_features import (
     parts,
 )
 from revati.timing.decode_grid import DecodeGrid, equal_decodes
-from revati.timing.estimate import Estimate, Provenance, RankShape, dtype_bytes, weaker
+from revati.timing.estimate import Estimate, Provenance, RankShape, dtype_bytes
 from revati.timing.forest import Forest
 from revati.timing.gpu import GpuLimits
-from revati.timing.in_engine import NO_EFFECT, InEngineCurve
 from revati.timing.native import Batch
 from revati.timing.roofline import roofline
 from revati.timing.trees import Trees
@@ -80,23 +79,11 @@ def _inside(main: Estimate) -> Estimate:
 
 
 class AttentionModel:
-    """Main and combine kernel for one rank's heads.
+    """Main and combine kernel for one rank's heads."""
 
-    Args:
-        in_engine: what the batch's KV bytes do to the main kernel inside an engine (see `in_engine`).
-    """
-
-    def __init__(
-        self,
-        limits: GpuLimits,
-        shape: RankShape,
-        measured: pa.Table,
-        fitted_dir: Path,
-        in_engine: InEngineCurve = NO_EFFECT,
-    ) -> None:
+    def __init__(self, limits: GpuLimits, shape: RankShape, measured: pa.Table, fitted_dir: Path) -> None:
         self._limits = limits
         self._shape = shape
-        self._in_engine = in_engine
         self._heads = Heads(shape.num_q_heads, shape.num_kv_heads, shape.head_dim)
         self._pair_flops = 4.0 * shape.num_q_heads * shape.head_dim
         self._token_bytes = 2.0 * shape.num_kv_heads * shape.head_dim * dtype_bytes(shape.dtype)
@@ -128,31 +115,17 @@ class AttentionModel:
         """Main and combine kernel of one layer; ``context_lens`` include the query tokens."""
         graph_tokens = GRAPH_MAX_TOKENS if full_graphs else 0
         batch = self._reader.read(query_lens, context_lens, graph_tokens)
-        context_tokens = batch.context_tokens
-        main, combine = self._alone(batch, query_lens, context_lens, graph_tokens)
-        factor, provenance = 1.0, main.provenance
-        if decoded := batch.decoded_tokens:
-            inside = self._in_engine.at(decoded * self._token_bytes) - 1.0
-            factor += decoded / context_tokens * inside
-            provenance = weaker(provenance, "interpolated") if inside else provenance
-        main = Estimate(
-            main.duration_us * factor,
-            provenance,
-            main.rel_std,
-            main.kind,
-            self._pair_flops * batch.pairs,
-            self._token_bytes * context_tokens,
-        )
-        return main, combine
+        main, combine = self._durations(batch, query_lens, context_lens, graph_tokens)
+        flops, nbytes = self._pair_flops * batch.pairs, self._token_bytes * batch.context_tokens
+        return replace(main, flops=flops, nbytes=nbytes), combine
 
-    def _alone(
+    def _durations(
         self,
         batch: Batch,
         query_lens: NDArray[np.int64],
         context_lens: NDArray[np.int64],
         graph_tokens: int,
     ) -> tuple[Estimate, Estimate]:
-        """Both kernels with nothing before or after them, as they were measured."""
         query_tokens, max_context, requests = batch.query_tokens, batch.max_context, len(query_lens)
         if query_tokens <= 0 or max_context <= 0:  # an idle step still launches the kernels
             nothing = np.zeros(1, dtype=np.int64)

@@ -29,15 +29,13 @@ class Batch(ctypes.Structure):
     """A batch's sums; with tokens in it, also its features and a forest's answers to them.
 
     ``context_tokens`` and ``max_context`` include the query tokens; ``pairs`` are query tokens times the
-    context of their request, without a causal mask; ``decoded_tokens`` is the context of the requests with
-    one new token.
+    context of their request, without a causal mask.
     """
 
     query_tokens: int
     context_tokens: int
     max_context: int
     pairs: int
-    decoded_tokens: int
     features: ctypes.Array[ctypes.c_double]
     answers: ctypes.Array[ctypes.c_double]
     _fields_ = [
@@ -45,7 +43,6 @@ class Batch(ctypes.Structure):
         ("context_tokens", ctypes.c_int64),
         ("max_context", ctypes.c_int64),
         ("pairs", ctypes.c_int64),
-        ("decoded_tokens", ctypes.c_int64),
         ("features", ctypes.c_double * NUM_FEATURES),
         ("answers", ctypes.c_double * MOST_SETS),
     ]

@@ -1,13 +1,13 @@
-"""How well the database predicts what it was not told: ``python -m revati.timing.report [gpu=NAME]``.
+"""How well the database predicts what it was not told: ``python -m revati.timing.report``.
 
-Writes ``kernel_db/REPORT.md``. Every number is from measurements held out of the answer: a point between
-its neighbours, a weight shape among the others, batches that attention's trees were not fitted to. What
-counts for a prediction is the error of the sum of times, so errors are weighted by duration.
+Writes ``kernel_db/REPORT.md``, a chapter for each GPU. Every number is from measurements held out of the
+answer: a point between its neighbours, a weight shape among the others, batches that attention's trees were
+not fitted to. What counts for a prediction is the error of the sum of times, so errors are weighted by
+duration.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,7 +22,6 @@ from revati.timing.curve import Curve
 from revati.timing.estimate import Estimate
 from revati.timing.gemm import FULL_CLOCK_TOKENS, GemmModel, Key, along_tokens
 from revati.timing.gpu import GpuLimits, load_limits
-from revati.timing.in_engine import FILE as IN_ENGINE
 from revati.timing.timer import LAUNCH_KINDS
 from revati.timing.trees import Trees
 
@@ -63,7 +62,26 @@ def weighted(held: Iterable[Held]) -> float:
     return sum(abs(guess - us) for _, guess, us in rows) / sum(us for _, _, us in rows)
 
 
-def report(db_dir: Path, gpu: str) -> str:
+def report(db_dir: Path) -> str:
+    lines = [
+        "# Kernel timings: what is measured and how well it predicts",
+        "",
+        "Made by `python -m revati.timing.report`; errors of predictions for held-out measurements. The mean",
+        "absolute error is weighted by duration.",
+        "",
+        "GEMM, a token count left out: it is interpolated between its neighbours. The grid's spacing is",
+        "doubled by leaving a point out, so the error between grid points is smaller. Up to",
+        f"{FULL_CLOCK_TOKENS} tokens: longer products met the power limit while they were measured.",
+        "`python -m revati.profile.power_fit` says how well the power model explains what it does.",
+        "",
+    ]
+    for gpu in db.known_gpus(db_dir):
+        lines += chapter(db_dir, gpu)
+    return "\n".join(lines)
+
+
+def chapter(db_dir: Path, gpu: str) -> list[str]:
+    """The lines about one GPU."""
     measured = db.read(db_dir, gpu)
     limits = load_limits(paths.conf_dir() / "gpu", gpu)
     folder = db.partition(db_dir, gpu) / "fitted"
@@ -75,13 +93,10 @@ def report(db_dir: Path, gpu: str) -> str:
         for held in left_out_points(own, lambda curve, m: along_tokens(curve, int(m)))
     ]
     others = _launch_errors(measured)
-    lines = [
-        f"# Kernel timings of {gpu}: what is measured and how well it predicts",
+    return [
+        f"## {gpu}",
         "",
-        "Made by `python -m revati.timing.report`; errors of predictions for held-out measurements. The mean",
-        "absolute error is weighted by duration.",
-        "",
-        "## Leave-one-out error by family",
+        "### Leave-one-out error by family",
         "",
         "| family | points | weighted mean | target |",
         "|---|---|---|---|",
@@ -89,34 +104,29 @@ def report(db_dir: Path, gpu: str) -> str:
         *_attention_verdicts(folder),
         *(_verdict(kind, len(held), weighted(held)) for kind, held in others.items()),
         "",
-        "## Measured",
+        "### Measured",
         "",
         "| kind | rows | kernels | measured at |",
         "|---|---|---|---|",
         *_inventory(measured),
         "",
-        "## GEMM, a token count left out and interpolated between its neighbours",
-        "",
-        "The grid's spacing is doubled by leaving a point out, so the error between grid points is smaller.",
-        f"Up to {FULL_CLOCK_TOKENS} tokens: longer products met the power limit while they were measured.",
-        "`python -m revati.profile.power_fit` says how well the power model explains what it does.",
+        "### GEMM, a token count left out",
         "",
         *_table("m up to", _by_bucket(points)),
         "",
-        "## GEMM, a weight shape left out and answered from the others",
+        "### GEMM, a weight shape left out and answered from the others",
         "",
         *_table("m up to", _by_bucket(left_out_shapes(limits, gemm))),
         "",
-        "## Attention, held out of the fit",
+        "### Attention, held out of the fit",
         "",
         *_attention(folder),
         "",
-        "## Other kernels, a size left out",
+        "### Other kernels, a size left out",
         "",
         *_table("kind", others),
         "",
     ]
-    return "\n".join(lines)
 
 
 def _verdict(family: str, points: int, error: float) -> str:
@@ -177,15 +187,6 @@ def _attention(fitted: Path) -> Iterable[str]:
         if path.is_file():
             facts = Trees.load(path)[1]
             yield f"- {kind} ({facts['rows']} rows): {facts['held_out']}"
-    if (fitted / IN_ENGINE).is_file():
-        yield ""
-        yield "Decode steps inside recorded engines, weighted by the bytes of KV cache read; corrected by"
-        yield "what the other recordings show (`python -m revati.profile.in_engine`):"
-        yield ""
-        yield "| recording left out | uncorrected | corrected |"
-        yield "|---|---|---|"
-        for name, error in json.loads((fitted / IN_ENGINE).read_text())["left_out"].items():
-            yield f"| {name} | {error['uncorrected']:.1%} | {error['corrected']:.1%} |"
 
 
 def _launch_errors(measured: pa.Table) -> dict[str, list[Held]]:
@@ -210,13 +211,12 @@ def _launch_curves(measured: pa.Table, kind: str) -> dict[Any, Points]:
     return curves
 
 
-def main(arguments: list[str]) -> int:
-    gpu = next((a.removeprefix("gpu=") for a in arguments if a.startswith("gpu=")), "h200")
+def main() -> int:
     target = paths.kernel_db_dir() / "REPORT.md"
-    target.write_text(report(paths.kernel_db_dir(), gpu))
+    target.write_text(report(paths.kernel_db_dir()))
     print(f"wrote {target}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -21,7 +21,6 @@ from revati.timing.estimate import Estimate, RankShape, weaker
 from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN
 from revati.timing.gemm import GemmModel, Key, Launches
 from revati.timing.gpu import load_limits
-from revati.timing.in_engine import NO_EFFECT, InEngineCurve
 from revati.timing.jitter import KINDS, NO_JITTER, Jitter
 from revati.timing.launches import Launch, LaunchModel
 from revati.timing.schema import SCALED
@@ -43,14 +42,13 @@ class KernelTimer:
         db_dir: the ``kernel_db`` folder.
         gpu: a GPU that the database has.
         shape: the model as one rank sees it.
-        in_engine: correct attention by what recordings of real engines show (see `in_engine`).
 
     Raises:
         UnknownGpuError: the database has no such GPU; the message names those it has.
         SchemaError: a database file has another schema version.
     """
 
-    def __init__(self, db_dir: Path, gpu: str, shape: RankShape, in_engine: bool = True) -> None:
+    def __init__(self, db_dir: Path, gpu: str, shape: RankShape) -> None:
         measured = db.read(db_dir, gpu)
         limits = load_limits(paths.conf_dir() / "gpu", gpu)
         self.shape = shape
@@ -60,8 +58,7 @@ class KernelTimer:
         self._copies = CopyModel(limits, _copy_points(measured))
         self._collectives = CollectiveModel(limits, _collective_points(measured))
         fitted = db.partition(db_dir, gpu) / "fitted"
-        curve = InEngineCurve.load(fitted) if in_engine else NO_EFFECT
-        self._attention = AttentionModel(limits, shape, measured, fitted, curve)
+        self._attention = AttentionModel(limits, shape, measured, fitted)
         # Alone, a rank waits for nobody.
         self._jitter = _jitter(measured) if shape.tp > 1 else NO_JITTER
         self.graph_gap_us = _gap_us(measured, "graph", DEFAULT_GRAPH_GAP_US)

@@ -21,7 +21,7 @@ POWER = GPU.power
 
 @pytest.fixture(scope="module")
 def timer() -> KernelTimer:
-    return KernelTimer(paths.kernel_db_dir(), "h200", SHAPE, in_engine=False)
+    return KernelTimer(paths.kernel_db_dir(), "h200", SHAPE)
 
 
 def test_cases_are_written_and_read(tmp_path: Path) -> None:

@@ -38,7 +38,6 @@ struct Device {
 struct Batch {
   int64_t query_tokens, context_tokens, max_context;
   int64_t pairs;           // query tokens times the context of their request, without a causal mask
-  int64_t decoded_tokens;  // context of the requests with one new token
   double features[kFeatures];
   double answers[kMaxSets];
 };
@@ -153,7 +152,6 @@ REVATI_API void revati_describe_batch(const Device *device, const Forest *forest
     batch->context_tokens += context[i];
     batch->max_context = std::max(batch->max_context, context[i]);
     batch->pairs += query[i] * context[i];
-    if (query[i] == 1) batch->decoded_tokens += context[i];
   }
   if (batch->query_tokens <= 0 || batch->max_context <= 0) return;
   features(*device, query, context, requests, batch->query_tokens <= graph_tokens, *batch);
