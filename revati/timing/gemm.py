@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import bisect
 import math
+from dataclasses import replace
 
 import numpy as np
 
-from revati.timing.curve import INTERPOLATED_REL_STD, Curve
+from revati.timing.curve import Curve
 from revati.timing.estimate import Estimate, dtype_bytes, weaker
 from revati.timing.gpu import GpuLimits
 from revati.timing.roofline import gemm_bytes, roofline
@@ -19,24 +20,43 @@ RECTANGLE_REL_STD = 0.08
 # they run (`power`), so here their rate is that of the longest product at full clock. Where it is not
 # modelled, they take what they took.
 FULL_CLOCK_TOKENS = 4096
-# cuBLAS has tiles 128 tokens high for many tokens; for few it has kernels of many heights: a line is best.
+# For many tokens most of cuBLAS's tiles are 128 tokens high; for few it has kernels of many heights.
 TILE_TOKENS = 128
 UNTILED_TOKENS = 512
+# At some sizes (832, 448 tokens) cuBLAS's heuristics choose a kernel that takes half as long again as that of
+# a larger product. Their neighbours get other kernels.
+POOR_CHOICE = 1.05
 Key = tuple[int, int, str]  # n, k, dtype
 # Before a large product cuBLAS clears its workspace, after one that is split along k it sums up.
 Launches = dict[Key, list[tuple[int, int]]]  # (m, number of launches)
 
 
-def along_tokens(curve: Curve, m: int) -> Estimate:
-    """Measured or interpolated; many tokens take as long as all that fit the same row of tiles."""
-    if m > UNTILED_TOKENS:
-        i = bisect.bisect_left(curve.at, m)
-        if i < len(curve.at) and -(-int(curve.at[i]) // TILE_TOKENS) == -(-m // TILE_TOKENS):
-            same = curve.estimate(curve.at[i], "gemm")
-            if curve.at[i] == m:
-                return same
-            return Estimate(same.duration_us, "interpolated", INTERPOLATED_REL_STD, "gemm")
-    return curve.estimate(m, "gemm")
+class TokenCurve:
+    """A weight shape's durations over m: as measured where they were, interpolated in between."""
+
+    def __init__(self, measured: Curve) -> None:
+        self._measured = measured
+        least_us, usual_us = math.inf, []
+        for us in reversed(measured.duration_us):
+            least_us = min(us, least_us)
+            usual_us.append(us if us <= POOR_CHOICE * least_us else least_us)
+        self._usual = Curve(measured.at, tuple(reversed(usual_us)))
+
+    def estimate(self, m: int) -> Estimate:
+        """In between on a line, for many tokens halfway to what all that fit the same row of tiles take."""
+        at = self._measured.at
+        i = bisect.bisect_left(at, m)
+        if i < len(at) and at[i] == m:
+            return self._measured.estimate(m, "gemm")
+        between = self._usual.estimate(m, "gemm")
+        if m > UNTILED_TOKENS and 0 < i < len(at) and _row(int(at[i])) == _row(m):
+            return replace(between, duration_us=0.5 * (between.duration_us + self._usual.duration_us[i]))
+        return between
+
+
+def _row(m: int) -> int:
+    """The last of a product's rows of tiles."""
+    return -(-m // TILE_TOKENS)
 
 
 class GemmModel:
@@ -56,7 +76,8 @@ class GemmModel:
         self._limits = limits
         self._launches = {key: sorted(found) for key, found in (launches or {}).items()}
         self._curves = {
-            key: Curve.from_points([(float(m), us) for m, us in found]) for key, found in points.items()
+            key: TokenCurve(Curve.from_points([(float(m), us) for m, us in found]))
+            for key, found in points.items()
         }
         self._shapes = {
             dtype: [key for key in self._curves if key[2] == dtype] for dtype in {k[2] for k in self._curves}
@@ -88,7 +109,7 @@ class GemmModel:
     def _estimate(self, m: int, n: int, k: int, dtype: str, out_dtype: str) -> Estimate:
         curve = self._curves.get((n, k, dtype))
         if curve is not None:
-            return along_tokens(curve, m)
+            return curve.estimate(m)
         if self._shapes.get(dtype):
             return self._from_similar(m, n, k, dtype)
         flops = 2.0 * m * n * k
@@ -122,7 +143,7 @@ class GemmModel:
 
     def _log_efficiency(self, m: int, shape: Key) -> float:
         n, k, dtype = shape
-        return math.log(self._ideal_us(m, n, k, dtype) / along_tokens(self._curves[shape], m).duration_us)
+        return math.log(self._ideal_us(m, n, k, dtype) / self._curves[shape].estimate(m).duration_us)
 
     def _ideal_us(self, m: int, n: int, k: int, dtype: str) -> float:
         size = dtype_bytes(dtype)

@@ -20,7 +20,7 @@ from revati import paths
 from revati.timing import db
 from revati.timing.curve import Curve
 from revati.timing.estimate import Estimate
-from revati.timing.gemm import FULL_CLOCK_TOKENS, GemmModel, Key, along_tokens
+from revati.timing.gemm import FULL_CLOCK_TOKENS, GemmModel, Key, TokenCurve
 from revati.timing.gpu import GpuLimits, load_limits
 from revati.timing.timer import LAUNCH_KINDS
 from revati.timing.trees import Trees
@@ -90,7 +90,7 @@ def chapter(db_dir: Path, gpu: str) -> list[str]:
     points = [
         held
         for own in gemm.values()
-        for held in left_out_points(own, lambda curve, m: along_tokens(curve, int(m)))
+        for held in left_out_points(own, lambda curve, m: TokenCurve(curve).estimate(int(m)))
     ]
     others = _launch_errors(measured)
     return [

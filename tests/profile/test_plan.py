@@ -15,7 +15,7 @@ from revati.profile.plan import GAIN, Known, Unit, ordered, show, units_of, with
 from revati.profile.shapes import COARSE_TOKENS, GEMM_TOKENS
 from revati.timing import db
 from revati.timing.curve import Curve
-from revati.timing.gemm import FULL_CLOCK_TOKENS, along_tokens
+from revati.timing.gemm import FULL_CLOCK_TOKENS, TokenCurve
 
 EVERYTHING = Options("h200", families=("gap", "copy", "gemm", "attention", "kv_write"))
 
@@ -70,9 +70,9 @@ def test_the_first_pass_leaves_a_small_error_between_its_tokens() -> None:
     for own in curves.values():
         if not set(GEMM_TOKENS) <= set(own):
             continue
-        coarse = Curve.from_points([(m, own[m]) for m in COARSE_TOKENS])
+        coarse = TokenCurve(Curve.from_points([(m, own[m]) for m in COARSE_TOKENS]))
         for m in (m for m in GEMM_TOKENS if m not in COARSE_TOKENS and m <= FULL_CLOCK_TOKENS):
-            missed += abs(along_tokens(coarse, m).duration_us - own[m])
+            missed += abs(coarse.estimate(m).duration_us - own[m])
             total += own[m]
     without, remaining = GAIN["gemm"][1:]
     assert total > 0

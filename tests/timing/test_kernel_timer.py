@@ -14,6 +14,8 @@ import pytest
 
 from revati import paths
 from revati.timing import KernelTimer, RankShape, UnknownGpuError, db, schema
+from revati.timing.curve import Curve
+from revati.timing.gemm import TokenCurve
 
 SHAPE = RankShape(
     hidden=512, intermediate=1024, num_q_heads=4, num_kv_heads=2, head_dim=128, vocab=1000, num_layers=2
@@ -85,6 +87,16 @@ def test_gemm_takes_the_best_source(timer: KernelTimer, m: int, duration_us: flo
     found = timer.gemm(m, 512, 512, "bfloat16", "bfloat16")
     assert found.duration_us == pytest.approx(duration_us)
     assert (found.provenance, found.kind) == (provenance, "gemm")
+
+
+def test_a_poor_choice_of_kernel_says_nothing_about_its_neighbours() -> None:
+    """As cuBLAS at 832 tokens: measured there, but not what 800 or 850 tokens take."""
+    curve = TokenCurve(Curve((768.0, 832.0, 896.0), (50.0, 95.0, 60.0)))
+    assert (curve.estimate(832).duration_us, curve.estimate(832).provenance) == (95.0, "measured")
+    assert curve.estimate(850).duration_us == pytest.approx(60.0)
+    on_a_line, same_row = 55.0, 60.0
+    assert curve.estimate(800).duration_us == pytest.approx((on_a_line + same_row) / 2)
+    assert curve.estimate(800).provenance == "interpolated"
 
 
 def test_gemm_of_an_unseen_shape_borrows_efficiency(timer: KernelTimer) -> None:
