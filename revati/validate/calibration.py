@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from revati.profile.sglang_pipeline_fit import pipeline_phases
 from revati.validate import host_log, turns
 from revati.validate.phase_costs import PhaseCosts
 from revati.validate.runs import CalibratedHost, Case, model_shape
@@ -56,23 +57,37 @@ class Calibration:
             "slowdown_of": {phase: dict(kinds) for phase, kinds in self.by_phase.items()},
             "spread_of": {phase: dict(kinds) for phase, kinds in self.spread.items()},
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110))
-        return path
+        return _write(content, path)
 
 
 def calibrated(case: Case, default: str, out: Path) -> CalibratedHost | None:
     """Write a case's host table into a folder; None where no other run of its engine has a step log.
 
+    Pipeline stages of SGLang are calibrated on the own log of the case: their host changes from run to run.
+
     Args:
         default: the table where the manifest names none; what either is based on is calibrated.
     """
+    base = base_of(name_for(case.host or default, case.description["engine"]))
+    if case.description["engine"] == "sglang" and case.description["pipeline_parallel_size"] > 1:
+        return _with_own_stages(case, base, out)
     runs = others(case)
-    table = name_for(case.host or default, case.description["engine"])
-    found = calibrate(runs, base_of(table)) if runs else None
+    found = calibrate(runs, base) if runs else None
     if found is None:
         return None
     return CalibratedHost(found.write(out / f"{case.name}.yaml"), found.base, found.runs)
+
+
+def _with_own_stages(case: Case, base: str, out: Path) -> CalibratedHost | None:
+    runs = [run for run in case.runs if (run.folder / "steps.parquet").is_file()]
+    if not runs:
+        return None
+    names = [run.name for run in runs]
+    stages = int(case.description["pipeline_parallel_size"])
+    layers = model_shape(case.description["model"]).num_hidden_layers // stages
+    phases = pipeline_phases([run.folder for run in runs], layers)
+    path = _write({"base": base, "calibrated_on": names, "pipeline": phases}, out / f"{case.name}.yaml")
+    return CalibratedHost(path, base, names)
 
 
 def others(case: Case) -> list[Path]:
@@ -117,6 +132,12 @@ def calibrate(runs: Sequence[Path], base: str) -> Calibration | None:
         by_phase[OF_FRONTEND] = dict(by_phase[FRONTEND])
     overall = sum(value * steps for value, steps in common) / sum(steps for _, steps in common)
     return Calibration(base, tuple(run.name for run in runs), round(overall, 4), by_phase, spread)
+
+
+def _write(content: Mapping[str, Any], path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None, width=110))
+    return path
 
 
 def _logged(run: Path, description: Mapping[str, Any]) -> list[PhaseCosts]:

@@ -121,8 +121,13 @@ def _read_kept(folder: Path) -> Prediction:
     ]
     metrics = {name: _median([one[name] for one in repeats]) for name in repeats[0]}
     setting = f"host time from {description['host_mode']} {description['host']}"
-    if description.get("host_calibrated_on"):
-        setting += ", calibrated on other runs of the same engine"
+    if calibrated_on := description.get("host_calibrated_on"):
+        own = folder.name in calibrated_on
+        setting += (
+            ", its stages on the case's own step log"
+            if own
+            else ", calibrated on other runs of the same engine"
+        )
     return Prediction(metrics | {KV_METRIC: float(description[KV_METRIC])}, setting=setting)
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from revati.validate.calibration import calibrated
+from revati.validate.options import validation_dir
 from revati.validate.runs import read_cases
 from revati.virtual_time.host_table import HostTable
 
@@ -95,3 +96,20 @@ def test_few_steps_say_nothing(measured: Path, add_run: AddRun, tmp_path: Path) 
     write_log(add_run("other", engine_start_s=1.0), slowdown=1.3, count=10)
     case = next(case for case in read_cases([measured]) if case.name == "own")
     assert calibrated(case, "h200_xeon", tmp_path) is None
+
+
+def test_stages_of_sglang_are_calibrated_on_their_own_logs(tmp_path: Path) -> None:
+    """The host of one of these runs launched prefills more slowly than that of the other."""
+    cases = read_cases([validation_dir() / "runs"])
+    launch_us = []
+    for case in (case for case in cases if case.name.startswith("sglang-llama13b_tp1_pp4_")):
+        found = calibrated(case, "h200_xeon", tmp_path)
+        assert found is not None
+        assert (found.base, list(found.runs)) == ("h200_xeon_sglang", [case.name])
+        table = HostTable.load(str(found.path), pipelined=True)
+        launch_us.append(table.phase_us("execute", "eager", 1, 300, 1, num_layers=10))
+        assert table.phase_us("frontend_busy", num_reqs=8) == HostTable.load(found.base).phase_us(
+            "frontend_busy", num_reqs=8
+        )
+    slower, faster = launch_us
+    assert 1.1 < slower / faster < 1.5
