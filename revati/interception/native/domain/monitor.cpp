@@ -15,7 +15,7 @@
 #include <map>
 #include <string>
 
-#include "protocol.h"
+#include "inbox.h"
 #include "real.h"
 
 namespace revati::domain {
@@ -52,8 +52,12 @@ void end(const std::string &reason) {
   int expected = 0;
   snprintf(d.reason, sizeof d.reason, "%s", reason.c_str());
   if (!d.ended.compare_exchange_strong(expected, 1)) return;
-  for (int i = 0; i < d.high; ++i)
-    if (d.slots[i].state != State::kFree) raw(SYS_futex, as_long(&d.slots[i].word), 1, INT32_MAX);
+  for (int i = 0; i < d.high; ++i) {
+    Slot &slot = d.slots[i];
+    if (slot.state == State::kFree) continue;
+    if (slot.state == State::kBlocked && slot.kind == Kind::kMessage) slot.word = 1;  // it may be about to sleep
+    raw(SYS_futex, as_long(&slot.word), 1, INT32_MAX);
+  }
 }
 
 bool process_alive(int pid) { return alive(pid, pid); }
@@ -128,14 +132,17 @@ void follow_processes() {  // a pidfd for each member
   }
 }
 
-// Waits for a death, at most for a while.
+// Waits for a death, at most for a while; also for new members, and for messages from outside where nobody runs.
 void bury_the_dead(int64_t wait_ns, std::string &reason) {
-  pollfd polled[kSlots];
+  pollfd polled[kSlots + 2];
   int pids[kSlots], count = 0;
   for (const auto &[pid, file] : watch.pidfds)
     if (count < kSlots) { polled[count] = {file, POLLIN, 0}; pids[count++] = pid; }
+  polled[count] = {inbox_requests(), POLLIN, 0};
+  polled[count + 1] = {segment->token == kNobody ? inbox_descriptor() : -1, POLLIN, 0};
   timespec wait = to_timespec(wait_ns);
-  raw(SYS_ppoll, as_long(polled), count, as_long(&wait), 0, 8);
+  raw(SYS_ppoll, as_long(polled), count + 2, as_long(&wait), 0, 8);
+  if (polled[count].revents) serve_inbox();
   for (int i = 0; i < count; ++i) {
     const bool gone = polled[i].fd < 0 ? !process_alive(pids[i]) : polled[i].revents != 0;
     if (!gone) continue;
@@ -270,6 +277,9 @@ void look_after_token() {
     watch.asleep_before = false;
     return;
   }
+  lock();
+  collect();  // from outside: whoever has the token may keep it
+  unlock();
   Slot &slot = d.slots[holder];
   if (grants != watch.grants) {
     watch.grants = grants;
@@ -278,7 +288,8 @@ void look_after_token() {
     watch.cpu_at_grant = -1;
     return;
   }
-  if (!slot.claimed || !slot.running) return;
+  if (!slot.claimed) return;
+  if (!slot.running) return wake_holder(holder);  // whoever granted it the token may have been killed
   const int letter = state_letter(slot.pid, slot.tid);
   const bool asleep = letter == 'S';
   if (asleep && watch.asleep_before && now - watch.since > (slot.keeps_token ? kKeepsToken : kBlockedUnseen)) {

@@ -13,7 +13,7 @@
 #include <cstring>
 #include <vector>
 
-#include "protocol.h"
+#include "inbox.h"
 #include "real.h"
 
 extern char **environ;
@@ -67,6 +67,11 @@ void join() {
   if (segment->ended) return;
   process_id = getpid();
   install_wake_signal();
+  if (!fetch_inbox()) {
+    if (segment->ended) return;
+    fprintf(stderr, "revati: the domain's monitor does not answer\n");
+    _exit(125);
+  }
   lock();
   const int index = find_reserved();
   unlock();

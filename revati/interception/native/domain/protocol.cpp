@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "inbox.h"
 #include "real.h"
 
 namespace revati::domain {
@@ -33,15 +34,10 @@ bool charged() { return charge_cpu && segment->cpu_factor > 0 && !self.phases; }
 
 long futex_wait(std::atomic<uint32_t> &word, uint32_t value, int64_t real_ns) {
   const timespec timeout = to_timespec(real_ns);
-  return raw(SYS_futex, as_long(&word), FUTEX_WAIT, value, as_long(&timeout));
+  return raw(SYS_futex, as_long(&word), FUTEX_WAIT, value, real_ns >= kNever ? 0 : as_long(&timeout));
 }
 
 void futex_wake(std::atomic<uint32_t> &word) { raw(SYS_futex, as_long(&word), FUTEX_WAKE, 1); }
-
-void set_call(Slot &slot, const char *call, uint64_t object) {
-  std::strncpy(slot.call, call, sizeof slot.call - 1);
-  slot.object = object;
-}
 
 // Local time stands still from here on; resume() starts it again.
 void publish() {
@@ -60,15 +56,17 @@ void resume() {
 void detach() { domain = nullptr; }
 
 // False: a signal's handler ran first.
-bool await_grant(bool interruptible = false) {
+bool await_grant(Handlers handlers = Handlers::kDefer) {
   Slot &slot = *self.slot;
   for (;;) {
-    if (slot.word.load(std::memory_order_acquire)) break;
     if (segment->ended) {
       detach();
       return true;
     }
-    if (futex_wait(slot.word, 0, kRealSecond) == -EINTR && interruptible) return false;
+    if (slot.word.load(std::memory_order_acquire)) break;
+    // Only a wait without a limit is restarted by the kernel as a read() is.
+    const int64_t limit = handlers == Handlers::kRestart ? kNever : kRealSecond;
+    if (futex_wait(slot.word, 0, limit) == -EINTR && handlers != Handlers::kDefer) return false;
   }
   resume();
   return true;
@@ -152,6 +150,11 @@ Outcome wait_in_real_time(ns_t deadline) {
 
 int64_t real_now_ns() { return real_clock(CLOCK_MONOTONIC); }
 
+void set_call(Slot &slot, const char *call, uint64_t object) {
+  std::strncpy(slot.call, call, sizeof slot.call - 1);
+  slot.object = object;
+}
+
 // ---- the calling thread ----
 
 Thread *any_thread() {
@@ -211,8 +214,8 @@ void grant(int index) {
   Domain &d = *segment;
   Slot &slot = d.slots[index];
   slot.time = std::max(slot.time, d.key[index]);
+  slot.interrupt = slot.state == State::kBlocked && slot.kind == Kind::kSignalled && index != self.index;
   if (slot.time > d.now) d.now = slot.time;
-  const bool interrupt = slot.state == State::kBlocked && slot.kind == Kind::kSignalled && index != self.index;
   d.waits_for[index] = 0;
   d.key[index] = kNever;
   ns_t next = kNever;
@@ -224,13 +227,14 @@ void grant(int index) {
   slot.state = State::kRunning;
   slot.word.store(1, std::memory_order_release);
   d.counters.grants.fetch_add(1, std::memory_order_relaxed);
-  if (index == self.index) {
-    d.counters.self_grants.fetch_add(1, std::memory_order_relaxed);
-  } else if (interrupt) {
-    raw(SYS_tgkill, slot.pid, slot.tid, kWakeSignal);
-  } else {
-    futex_wake(slot.word);
-  }
+  if (index == self.index) d.counters.self_grants.fetch_add(1, std::memory_order_relaxed);
+  else self.to_wake = index;  // by unlock()
+}
+
+void wake_holder(int index) {
+  Slot &slot = segment->slots[index];
+  if (slot.interrupt.exchange(0)) raw(SYS_tgkill, slot.pid, slot.tid, kWakeSignal);
+  else futex_wake(slot.word);
 }
 
 void trace(ns_t to) {
@@ -256,6 +260,7 @@ void pick() {
   Domain &d = *segment;
   if (d.token != kNobody) return;
   d.duty = kNobody;
+  if (!d.break_scan) collect();
   wake_spinners();
   const int index = search();
   if (index == kNobody) return;
@@ -336,7 +341,7 @@ void cancel(Thread *thread) {
   unlock();
 }
 
-Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, bool interruptible) {
+Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, Handlers handlers) {
   Domain &d = *segment;
   Slot &slot = *thread->slot;
   Guard guard;
@@ -357,14 +362,15 @@ Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, bool in
     }
   }
   lock();
-  if (kind == Kind::kQueue && slot.woken) {  // between enqueue() and here
+  const bool wakeable = kind == Kind::kQueue || kind == Kind::kMessage;
+  if (wakeable && slot.woken) {  // since it was announced
     unlock();
     return Outcome::kWoken;
   }
   publish();
   if (kind == Kind::kSpin) d.spinners = 1;
   else stir(self.base);
-  set_call(slot, call, kind == Kind::kQueue ? slot.object : 0);
+  set_call(slot, call, wakeable ? slot.object : 0);
   slot.woken = 0;
   slot.word.store(0);
   slot.running.store(0);
@@ -376,7 +382,7 @@ Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, bool in
   pick();
   unlock();
   settle(thread->index);
-  if (!await_grant(interruptible)) {
+  if (!await_grant(handlers)) {
     slot.arrived.store(1, std::memory_order_release);
     lock();
     const bool interrupted = slot.state == State::kBlocked;

@@ -13,7 +13,7 @@ namespace revati::domain {
 
 using ns_t = int64_t;
 
-constexpr uint64_t kMagic = 0x5245564154490007ULL;  // "REVATI", layout version 7
+constexpr uint64_t kMagic = 0x5245564154490008ULL;  // "REVATI", layout version 8
 constexpr int kSlots = 4096;
 constexpr int kNobody = -1;
 constexpr int kAreaBytes = 2 << 20;
@@ -33,8 +33,9 @@ enum class State : int32_t {
 enum class Kind : int32_t {
   kTimer = 0,    // nobody: never looked at by scans
   kQueue,        // a hooked waker: likewise
+  kMessage,      // the domain, when the kernel has told it that something came (inbox.h): likewise
   kSpin,         // a loop that looks again and again: whoever has run may have given it what it looks for
-  kKernel,       // the kernel (descriptors, children, locks between processes): scanned before jumps
+  kKernel,       // the kernel (full pipes, children, locks between processes): scanned before jumps
   kEdge,         // likewise, by a wake that is lost on who is not asleep yet (shared futexes, pause)
   kSignalled,    // the kernel, in a wait that the domain ends by a signal: scanned
   kUnhooked,     // blocked in a call that we do not interpose: scanned
@@ -49,10 +50,12 @@ struct alignas(64) Slot {
   Kind kind;
   int32_t pid, tid, parent;
   int32_t claimed;                 // a thread stands behind the slot (0: reserved for a child or an exec)
-  int32_t woken;                   // a hooked waker ended the wait
+  int32_t woken;                   // a hooked waker, or a message, ended the wait
+  std::atomic<uint32_t> expects;   // the inbox knows what it waits for
   int32_t preempted;               // lost the token while computing or in a call that we do not interpose
   int32_t exit_expected;           // a member killed it
   std::atomic<uint32_t> signalled; // a member sent it a signal: scanned, whatever it waits for
+  std::atomic<uint32_t> interrupt; // the grant has to end a system call by the wake signal
   std::atomic<uint32_t> keeps_token; // asleep until a real-time thread unlocks a mutex
   uint32_t generation;             // of the slot's use
   ns_t time;                       // local time when it last gave up the token
