@@ -16,11 +16,11 @@ void repair() {
     if (slot.state != State::kBlocked || slot.kind != Kind::kMessage) continue;
     slot.woken = 1;
     slot.state = State::kReady;
-    d.key[i] = std::max(slot.time, d.now.load());
+    d.key(i) = std::max(slot.time, d.now.load());
   }
   ns_t next = kNever;
   for (int i = 0; i < d.high; ++i)
-    if (i != d.token && d.key[i] < next) next = d.key[i];
+    if (i != d.token && d.key(i) < next) next = d.key(i);
   d.next_key = next;
   d.in_doubt = 2;
   const int holder = d.token;
@@ -28,7 +28,7 @@ void repair() {
   Slot &slot = d.slots[holder];
   slot.state = State::kRunning;
   slot.word.store(1);
-  d.key[holder] = kNever;
+  d.key(holder) = kNever;
   wake_holder(holder);
 }
 

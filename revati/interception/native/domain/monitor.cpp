@@ -213,7 +213,7 @@ void wait_unhooked(Slot &slot, const char *call) {
   slot.word = 0;
   strncpy(slot.call, call, sizeof slot.call - 1);
   const int index = static_cast<int>(&slot - d.slots);
-  d.key[index] = kNever;
+  d.key(index) = kNever;
   if (d.token == index) d.token = kNobody;
   d.unhooked = 1;
 }
@@ -307,7 +307,7 @@ void look_after_token() {
     if (cpu - watch.cpu_at_grant > kComputesLong) {
       lock();
       const int next = search();
-      const bool due = next != kNobody && d.key[next] <= d.now;
+      const bool due = next != kNobody && d.key(next) <= d.now;
       if (d.token == holder && d.counters.grants == grants && slot.running && due) {
         slot.word = 0;
         slot.preempted = 1;
@@ -332,7 +332,7 @@ bool stuck() {
   for (int i = 0; i < d.high; ++i) {
     const State state = d.slots[i].state;
     if (state == State::kReady || state == State::kRunning || state == State::kLeaving) return false;
-    if (state == State::kBlocked && d.key[i] < kNever) return false;
+    if (state == State::kBlocked && d.key(i) < kNever) return false;
     any |= state == State::kBlocked;
   }
   return any;
@@ -372,7 +372,7 @@ REVATI_API int revati_domain_create(const char *path, int64_t skew_ns, double cp
   d.duty = kNobody;
   d.next_key = kNever;
   d.stirred = kNever;
-  std::fill(d.key, d.key + kSlots, kNever);
+  for (Keys &keys : d.keys) std::fill(std::begin(keys.key), std::end(keys.key), kNever);
   const char *broken = getenv("REVATI_TEST_BREAK");  // tests only: the checkers must see it
   d.break_scan = broken && !strcmp(broken, "scan");
   d.break_reserve = broken && !strcmp(broken, "reserve");

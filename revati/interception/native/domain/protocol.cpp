@@ -86,7 +86,7 @@ void wake_spinners() {
     if (slot.state != State::kBlocked || slot.kind != Kind::kSpin) continue;
     any = true;
     const ns_t when = std::max(slot.time, d.stirred);
-    if (when < d.key[i]) set_key(i, when);
+    if (when < d.key(i)) set_key(i, when);
   }
   d.stirred = kNever;
   d.spinners = any;
@@ -193,34 +193,38 @@ void advance(ns_t ns) { self.base += ns; }
 
 void set_key(int index, ns_t key) {
   Domain &d = *segment;
-  d.key[index] = key;
-  d.order[index] = ++d.sequence;
+  d.key(index) = key;
+  d.order(index) = ++d.sequence;
   if (index != d.token && key < d.next_key) d.next_key = key;
+}
+
+ns_t Domain::earliest() const {  // of free slots, too: they have none
+  ns_t earliest = kNever;
+  for (int block = 0; block * kBlock < high; ++block)
+    for (const ns_t key : keys[block].key) earliest = std::min(earliest, key);
+  return earliest;
 }
 
 int search() {
   const Domain &d = *segment;
   const int high = d.high;
-  ns_t earliest = kNever;
-  for (int i = 0; i < high; ++i) earliest = std::min(earliest, d.key[i]);
+  const ns_t earliest = d.earliest();
   if (earliest >= kNever) return kNobody;
   int found = kNobody;
   for (int i = 0; i < high; ++i)
-    if (d.key[i] == earliest && (found == kNobody || d.order[i] < d.order[found])) found = i;
+    if (d.key(i) == earliest && (found == kNobody || d.order(i) < d.order(found))) found = i;
   return found;
 }
 
 void grant(int index) {
   Domain &d = *segment;
   Slot &slot = d.slots[index];
-  slot.time = std::max(slot.time, d.key[index]);
+  slot.time = std::max(slot.time, d.key(index));
   slot.interrupt = slot.state == State::kBlocked && slot.kind == Kind::kSignalled && index != self.index;
   if (slot.time > d.now) d.now = slot.time;
-  d.waits_for[index] = 0;
-  d.key[index] = kNever;
-  ns_t next = kNever;
-  for (int i = 0; i < d.high; ++i) next = std::min(next, d.key[i]);
-  d.next_key = next;
+  d.waits_for(index) = 0;
+  d.key(index) = kNever;
+  d.next_key = d.earliest();
   d.token = index;
   ++slot.grants;
   slot.since_real_ns = real_now_ns();
@@ -264,7 +268,7 @@ void pick() {
   wake_spinners();
   const int index = search();
   if (index == kNobody) return;
-  const ns_t key = d.key[index];
+  const ns_t key = d.key(index);
   if (key > d.checked + d.skew) {
     const int tolerated = key > d.now + kLongJump ? 0 : 1;
     if (d.unhooked) d.in_doubt = 2;  // it may have gone on unseen
@@ -329,15 +333,15 @@ void enqueue(Thread *thread, uint64_t queue, const char *call, const void *objec
   slot.woken = 0;
   slot.word.store(0);
   set_call(slot, call, as_long(object));
-  segment->waits_for[thread->index] = queue;
-  segment->order[thread->index] = ++segment->sequence;
+  segment->waits_for(thread->index) = queue;
+  segment->order(thread->index) = ++segment->sequence;
   unlock();
 }
 
 void cancel(Thread *thread) {
   Guard guard;
   lock();
-  segment->waits_for[thread->index] = 0;
+  segment->waits_for(thread->index) = 0;
   unlock();
 }
 
@@ -387,7 +391,7 @@ Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, Handler
     lock();
     const bool interrupted = slot.state == State::kBlocked;
     if (interrupted) {
-      d.waits_for[thread->index] = 0;
+      d.waits_for(thread->index) = 0;
       become_ready(std::max({slot.time, d.last_send.load(), d.now.load()}));
       pick();
     }
@@ -411,10 +415,10 @@ int wake(uint64_t queue, int count) {
   while (woken < count) {
     int found = kNobody;
     for (int i = 0; i < d.high; ++i)
-      if (d.waits_for[i] == queue && (found == kNobody || d.order[i] < d.order[found])) found = i;
+      if (d.waits_for(i) == queue && (found == kNobody || d.order(i) < d.order(found))) found = i;
     if (found == kNobody) break;
     Slot &slot = d.slots[found];
-    d.waits_for[found] = 0;
+    d.waits_for(found) = 0;
     slot.woken = 1;
     ++woken;
     if (slot.state == State::kBlocked) {
@@ -555,7 +559,7 @@ int reserve(ns_t time, int pid, int parent) {
     slot.time = time;
     slot.since_real_ns = real_now_ns();
     set_call(slot, "its start", 0);
-    d.waits_for[i] = 0;
+    d.waits_for(i) = 0;
     d.high = std::max(d.high, i + 1);
     slot.state = State::kReady;
     set_key(i, time);
@@ -568,8 +572,8 @@ void release(int index) {
   Domain &d = *segment;
   d.slots[index].state = State::kFree;
   d.slots[index].claimed = 0;
-  d.key[index] = kNever;
-  d.waits_for[index] = 0;
+  d.key(index) = kNever;
+  d.waits_for(index) = 0;
   if (d.token == index) d.token = kNobody;
   if (d.duty == index) d.duty = kNobody;
 }
@@ -612,8 +616,8 @@ void leave_thread(Thread *thread) {
     joined |= d.slots[i].state == State::kBlocked && d.slots[i].pid == process_id &&
               d.slots[i].object == slot.handle && !std::strcmp(d.slots[i].call, "pthread_join");
   slot.state = State::kLeaving;
-  d.key[thread->index] = kNever;
-  d.waits_for[thread->index] = 0;
+  d.key(thread->index) = kNever;
+  d.waits_for(thread->index) = 0;
   give_up_token();
   if (!d.ended) pick();
   unlock();

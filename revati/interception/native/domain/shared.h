@@ -72,6 +72,15 @@ struct Counters {
   std::atomic<int64_t> settle_ns;  // real time spent on waiting for others to fall asleep
 };
 
+// By slot, side by side for quick searches.  A domain of few threads needs one of them, on the page of the fields
+// that every hand-over of the token reads: after a switch between processes each page costs a walk through cold tables.
+constexpr int kBlock = 64;
+struct Keys {
+  ns_t key[kBlock];
+  uint64_t order[kBlock];
+  uint64_t waits_for[kBlock];      // queue of a hooked wait, 0: none
+};
+
 struct Domain {
   uint64_t magic, bytes;
   pthread_mutex_t lock;            // robust, process-shared
@@ -80,13 +89,10 @@ struct Domain {
   double cpu_factor;
   int32_t break_scan;              // tests only: jump without looking for messages in flight
   int32_t break_reserve;           // tests only: no slot for a child before it joins
-  char real_time_threads[512];     // comma-separated glob patterns
-  char idle_libraries[512];        // likewise, of file names
   ns_t epoch_real, epoch_mono, epoch_boot;  // real clocks at virtual zero
   // progress
   std::atomic<int32_t> token;      // slot index or kNobody
   std::atomic<int32_t> ended;
-  char reason[512];
   std::atomic<ns_t> now;           // the latest time at which the token was granted
   std::atomic<ns_t> last_send;
   std::atomic<ns_t> next_key;      // the earliest key of all but the token's holder
@@ -101,13 +107,20 @@ struct Domain {
   uint64_t sequence;               // order of keys, for ties
   std::atomic<uint64_t> next_id;   // of semaphores and conditions
   Counters counters;
-  // by slot, contiguous for quick searches
-  ns_t key[kSlots];
-  uint64_t order[kSlots];
-  uint64_t waits_for[kSlots];      // queue of a hooked wait, 0: none
+  Keys keys[kSlots / kBlock];
   Slot slots[kSlots];
+  char reason[512];                // of its end
+  char real_time_threads[512];     // comma-separated glob patterns
+  char idle_libraries[512];        // likewise, of file names
   char files[kFiles][kFileName];   // names in /dev/shm that members have created; "": free
   alignas(64) unsigned char area[kAreaBytes];  // of the emulated GPUs: where collectives meet
+
+  ns_t &key(int slot) { return keys[slot / kBlock].key[slot % kBlock]; }
+  uint64_t &order(int slot) { return keys[slot / kBlock].order[slot % kBlock]; }
+  uint64_t &waits_for(int slot) { return keys[slot / kBlock].waits_for[slot % kBlock]; }
+  ns_t key(int slot) const { return keys[slot / kBlock].key[slot % kBlock]; }
+  uint64_t order(int slot) const { return keys[slot / kBlock].order[slot % kBlock]; }
+  ns_t earliest() const;           // of all keys
 };
 
 }  // namespace revati::domain
