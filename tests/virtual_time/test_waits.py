@@ -269,26 +269,39 @@ print(time.monotonic() - begin)
     assert float(members.run(program)[0]) < 2
 
 
-def test_a_mutex_of_a_real_time_thread_takes_no_virtual_time(members: Members) -> None:
+HOLDER = """
+#include <pthread.h>
+#include <time.h>
+#include <unistd.h>
+void hold(pthread_mutex_t *mutex, volatile int *locked) {
+  pthread_mutex_lock(mutex);
+  *locked = 1;
+  for (clock_t begin = clock(); clock() - begin < CLOCKS_PER_SEC / 100;);
+  pthread_mutex_unlock(mutex);
+  usleep(200000);  /* without Python's lock, which the other thread needs now */
+}
+"""
+
+
+def test_a_mutex_of_a_real_time_thread_takes_no_virtual_time(members: Members, tmp_path: Path) -> None:
     """Whoever waits for it holds the clock, though others have timers that are due."""
-    program = """
+    source, library = tmp_path / "holder.c", tmp_path / "holder.so"
+    source.write_text(HOLDER)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    program = f"""
 import ctypes, threading, time
-libc = ctypes.CDLL(None)
-mutex, locked = ctypes.create_string_buffer(64), threading.Event()
+libc, holder = ctypes.CDLL(None), ctypes.CDLL({str(library)!r})
+mutex, locked = ctypes.create_string_buffer(64), ctypes.c_int(0)
 libc.pthread_mutex_init(mutex, None)
 def watch():
     libc.revati_real_time_thread(1)
-    libc.pthread_mutex_lock(mutex)
-    locked.set()
-    for _ in range(20000):  # some ms of work
-        libc.getppid()
-    libc.pthread_mutex_unlock(mutex)
+    holder.hold(mutex, ctypes.byref(locked))
 def tick():
     for _ in range(10000):
         time.sleep(0.001)
 threading.Thread(target=tick, daemon=True).start()
 threading.Thread(target=watch).start()
-locked.wait()
+while not locked.value: time.sleep(0.001)
 begin = time.monotonic()
 libc.pthread_mutex_lock(mutex)
 print(time.monotonic() - begin)
