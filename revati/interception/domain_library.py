@@ -69,7 +69,7 @@ class DomainLibrary:
         return int(self._lib.revati_domain_reserve())
 
     def watch(self, wait_ns: int) -> str:
-        """One round of the monitor, which lasts so long unless a process ends.
+        """Look after the domain for so long, or until a process dies; the monitor does nothing else.
 
         Returns:
             Which process was killed or crashed; empty if none was.

@@ -158,6 +158,10 @@ class Domain:
     def counters(self) -> DomainCounters:
         return self._library.counters()
 
+    def monitor_cpu_ns(self) -> int:
+        """CPU time that the monitor has used so far."""
+        return int(Path(f"/proc/{self._monitor.pid}/schedstat").read_text().split()[0])
+
     def describe(self) -> str:
         """Who waits for what, a line per thread."""
         return self._library.describe()

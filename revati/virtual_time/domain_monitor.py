@@ -17,7 +17,7 @@ from pathlib import Path
 from revati.interception.domain_library import DomainLibrary
 from revati.virtual_time.teardown import end_members
 
-_ROUND_NS = 4_000_000
+_WATCH_NS = 50_000_000
 _STUCK_CHECK_S = 0.25
 
 
@@ -28,7 +28,7 @@ def monitor(path: Path, launcher: int, stuck_s: float, tolerate_deaths: bool) ->
     stuck_since: float | None = None
     next_stuck_check = 0.0
     while library.ended() is None:
-        died = library.watch(_ROUND_NS)
+        died = library.watch(_WATCH_NS)
         if died and not tolerate_deaths:
             library.end(died)
         if os.getppid() != launcher:

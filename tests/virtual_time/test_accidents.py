@@ -216,3 +216,10 @@ def test_programs_outside_reach_members(members: Members) -> None:
     assert process.stdin
     process.stdin.close()
     assert members.domain.wait([process], timeout_s=10) == [0]
+
+
+def test_programs_that_start_at_once_have_a_place_each(members: Members) -> None:
+    """All wait for the monitor, which has just been started itself, and join together."""
+    sleeper = "import time; t = time.monotonic(); time.sleep(1); print(round(time.monotonic() - t, 6))"
+    assert members.run(*[sleeper] * 24, timeout_s=15) == ["1.0"] * 24
+    assert members.domain.now_s == pytest.approx(1)

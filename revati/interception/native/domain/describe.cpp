@@ -18,8 +18,8 @@ std::string describe_slot(int index) {
   const Slot &slot = d.slots[index];
   static const char *const states[] = {"free", "ready", "running", "blocked", "leaving", "real-time"};
   char line[400], deadline[48] = "";
-  if (slot.state == State::kBlocked && d.key[index] < kNever)
-    snprintf(deadline, sizeof deadline, " until %.6f s", d.key[index] * 1e-9);
+  if (slot.state == State::kBlocked && d.key(index) < kNever)
+    snprintf(deadline, sizeof deadline, " until %.6f s", d.key(index) * 1e-9);
   const int letter = slot.claimed ? state_letter(slot.pid, slot.tid) : '-';
   snprintf(line, sizeof line, "  pid %d tid %d %-15s %-9s%s in %s(%#lx)%s; its time %.6f s; for %.1f s; kernel state %c; %lu grants\n",
            slot.pid, slot.tid, slot.claimed ? slot.name : "(not started)", states[static_cast<int>(slot.state.load())],

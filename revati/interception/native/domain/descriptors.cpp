@@ -15,6 +15,7 @@
 #include <cstring>
 
 #include "clocks.h"
+#include "inbox.h"
 
 namespace revati::domain {
 namespace {
@@ -70,9 +71,23 @@ ns_t stretched(Thread *thread, ns_t deadline, const void *caller) {
 // the lock may be ahead in time.
 constexpr int kUnheeded = 16;
 
+// Sleeps until the domain has something for the thread.  `expect(expectation)` adds what; false: it can't be.
+template <typename Expect>
+bool await_message(Thread *thread, ns_t deadline, const char *name, uint64_t object, Handlers handlers, Expect expect,
+                   Outcome &outcome) {
+  Expectation expectation(thread, name, object);
+  if (!expect(expectation)) return false;
+  do {
+    self.signalled = false;
+    outcome = wait(thread, Kind::kMessage, deadline, name, handlers);
+  } while (outcome == Outcome::kInterrupted && self.signalled && domain);  // a wake signal that came too late
+  return true;
+}
+
 // `call(wait, mask)`: the system call without (wait = false) or with an unlimited wait, as -errno or a count.
-template <typename Call>
-int wait_for_events(Thread *thread, ns_t deadline, const sigset_t *mask, const char *name, uint64_t object, Call call) {
+template <typename Expect, typename Call>
+int wait_for_events(Thread *thread, ns_t deadline, const sigset_t *mask, const char *name, uint64_t object, Expect expect,
+                    Call call) {
   const int idle = thread->idle_before, unheeded = thread->unheeded;
   if (unheeded >= kUnheeded) spin(thread, name);
   sync(thread);
@@ -89,6 +104,18 @@ int wait_for_events(Thread *thread, ns_t deadline, const sigset_t *mask, const c
     if (deadline <= local_now()) {
       spin(thread, name);
       return 0;
+    }
+    // The caller's mask can be had only in the system call itself.
+    Outcome outcome;
+    if (!mask && await_message(thread, deadline, name, object, Handlers::kInterrupt, expect, outcome)) {
+      if (!domain) return static_cast<int>(checked(call(deadline >= kNever, mask)));
+      if (outcome == Outcome::kTimedOut) break;
+      progress(thread);
+      count = call(false, mask);
+      if (count == 0 && outcome == Outcome::kInterrupted) return fail(EINTR);
+      if (count == 0) continue;  // somebody else took it
+      observed(thread);
+      return static_cast<int>(checked(count));
     }
     self.signalled = false;
     bool timed_out;
@@ -122,7 +149,13 @@ ns_t deadline_in(const timespec *relative) { return relative ? after(to_ns(*rela
 constexpr timespec kZero{0, 0};
 
 int poll_until(Thread *thread, pollfd *files, nfds_t count, ns_t deadline, const sigset_t *mask) {
-  return wait_for_events(thread, deadline, mask, "poll", count ? files[0].fd : 0,
+  const auto expect = [&](Expectation &expectation) {
+    if (count > kMostExpected) return false;
+    for (nfds_t i = 0; i < count; ++i)
+      if (files[i].fd >= 0 && !expectation.add(files[i].fd, static_cast<uint16_t>(files[i].events))) return false;
+    return true;
+  };
+  return wait_for_events(thread, deadline, mask, "poll", count ? files[0].fd : 0, expect,
                          [&](bool waits, const sigset_t *during) {
                            timespec timeout = kZero;
                            return raw(SYS_ppoll, as_long(files), as_long(count), as_long(waits ? nullptr : &timeout),
@@ -131,7 +164,8 @@ int poll_until(Thread *thread, pollfd *files, nfds_t count, ns_t deadline, const
 }
 
 int epoll_until(Thread *thread, int file, epoll_event *events, int count, ns_t deadline, const sigset_t *mask) {
-  return wait_for_events(thread, deadline, mask, "epoll_wait", file, [&](bool waits, const sigset_t *during) {
+  const auto expect = [&](Expectation &expectation) { return expectation.add(file, POLLIN); };
+  return wait_for_events(thread, deadline, mask, "epoll_wait", file, expect, [&](bool waits, const sigset_t *during) {
     return raw(SYS_epoll_pwait, file, as_long(events), count, waits ? -1 : 0, as_long(during), 8);
   });
 }
@@ -145,7 +179,15 @@ int select_until(Thread *thread, int count, fd_set *in, fd_set *out, fd_set *err
     for (int i = 0; i < 3; ++i)
       if (sets[i]) std::memcpy(sets[i], &copies[i], (count + 63) / 64 * 8);
   };
-  return wait_for_events(thread, deadline, mask, "select", 0, [&](bool waits, const sigset_t *during) {
+  const auto expect = [&](Expectation &expectation) {
+    for (int file = 0; file < count; ++file) {
+      const auto in_set = [&](int i) { return sets[i] && FD_ISSET(file, &copies[i]); };
+      const uint32_t events = (in_set(0) ? POLLIN : 0) | (in_set(1) ? POLLOUT : 0) | (in_set(2) ? POLLPRI : 0);
+      if (events && !expectation.add(file, events)) return false;
+    }
+    return true;
+  };
+  return wait_for_events(thread, deadline, mask, "select", 0, expect, [&](bool waits, const sigset_t *during) {
     restore();
     timespec timeout = kZero;
     const struct { const sigset_t *mask; size_t bytes; } argument{during, 8};
@@ -171,14 +213,15 @@ ssize_t receive(int file, int flags, const char *name, Call call) {
   if (!thread) return call();
   sync(thread);
   Guard guard;
-  if (ready(file, POLLIN)) {
+  const auto take = [&] {
     const ssize_t result = call();
     const int error = errno;
     if (result >= 0) progress(thread);
     observed(thread);
     errno = error;
     return result;
-  }
+  };
+  if (ready(file, POLLIN)) return take();
   if (nonblocking(file, flags)) {
     const ssize_t result = call();
     const int error = errno;
@@ -194,6 +237,12 @@ ssize_t receive(int file, int flags, const char *name, Call call) {
     const int count = poll_until(thread, &one, 1, after(timeout.tv_sec * 1000000000LL + timeout.tv_usec * 1000LL), nullptr);
     if (count <= 0) return fail(count ? errno : EAGAIN);
     return call();
+  }
+  const auto expect = [&](Expectation &expectation) { return expectation.add(file, POLLIN); };
+  for (Outcome outcome; await_message(thread, kNever, name, file, Handlers::kRestart, expect, outcome);) {
+    if (!domain) return call();
+    if (outcome == Outcome::kInterrupted) return fail(EINTR);
+    if (ready(file, POLLIN)) return take();  // else somebody else took it
   }
   if (!block(thread, Kind::kKernel, kNever, name, file)) return fail(EINTR);
   const ssize_t result = call();
@@ -352,9 +401,22 @@ REVATI_API ssize_t sendfile(int to, int from, off_t *offset, size_t bytes) noexc
   return send_out(to, 0, "sendfile", [&] { return REAL(sendfile)(to, from, offset, bytes); });
 }
 
+// Programs that close everything leave the domain's own descriptor alone.
 REVATI_API int close(int file) {
+  if (domain && keeps_inbox(file)) return fail(EBADF);
   return effect([&] { return REAL(close)(file); });
 }
+REVATI_API int close_range(unsigned first, unsigned last, int flags) noexcept {
+  const unsigned kept = static_cast<unsigned>(inbox_descriptor());
+  return effect([&] {
+    if (!domain || kept < first || kept > last) return REAL(close_range)(first, last, flags);
+    int result = 0;
+    if (first < kept) result = REAL(close_range)(first, kept - 1, flags);
+    if (kept < last && result == 0) result = REAL(close_range)(kept + 1, last, flags);
+    return result;
+  });
+}
+REVATI_API void closefrom(int first) noexcept { close_range(static_cast<unsigned>(std::max(first, 0)), ~0U, 0); }
 REVATI_API int shutdown(int file, int how) noexcept {
   return effect([&] { return REAL(shutdown)(file, how); });
 }

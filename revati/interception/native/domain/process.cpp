@@ -13,7 +13,7 @@
 #include <cstring>
 #include <vector>
 
-#include "protocol.h"
+#include "inbox.h"
 #include "real.h"
 
 extern char **environ;
@@ -44,7 +44,9 @@ int find_reserved() {
   if (found == kNobody) found = adopted;
   for (int i = 0; i < d.high; ++i)
     if (i != found && d.slots[i].pid == process_id && d.slots[i].state != State::kFree) release(i);
-  return found != kNobody ? found : reserve(d.now, process_id, parent);
+  if (found == kNobody) return reserve(d.now, process_id, parent);
+  d.slots[found].pid = process_id;  // nobody else's, if another child of the same parent joins now
+  return found;
 }
 
 }  // namespace
@@ -67,6 +69,11 @@ void join() {
   if (segment->ended) return;
   process_id = getpid();
   install_wake_signal();
+  if (!fetch_inbox()) {
+    if (segment->ended) return;
+    fprintf(stderr, "revati: the domain's monitor does not answer\n");
+    _exit(125);
+  }
   lock();
   const int index = find_reserved();
   unlock();

@@ -16,6 +16,7 @@ struct Thread {
   bool real_time = false;
   bool gone = false;         // after its exit from the domain
   bool signalled = false;    // the wake signal's handler ran
+  int to_wake = kNobody;     // granted the token under the lock; woken after it
   int spins = 0, clock_reads = 0;
   ns_t spins_since = 0;
   int unheeded = 0;          // events that it was told of and did nothing about, one after another
@@ -60,7 +61,9 @@ inline void progress(Thread *thread) { thread->spins = thread->clock_reads = thr
 enum class Outcome { kTimedOut, kWoken, kInterrupted };
 // Waits that only the domain ends.  enqueue() announces the wait so that no wake gets lost before wait().
 void enqueue(Thread *thread, uint64_t queue, const char *call, const void *object);
-Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, bool interruptible = false);
+// How signals' handlers end a wait: not at all; always; unless they were installed with SA_RESTART.
+enum class Handlers { kDefer, kInterrupt, kRestart };
+Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, Handlers handlers = Handlers::kDefer);
 void cancel(Thread *thread);                     // leaves the queue
 int wake(uint64_t queue, int count);             // how many were woken
 
@@ -83,10 +86,13 @@ void settle(int duty);                           // repeats a pick that found so
 bool in_flight();                                // lock held
 void settle_edges();                             // before a wake that only those asleep notice
 bool alive(int pid, int tid);
+int move_high(int file);                         // a descriptor, to a number that programs do not expect
 int state_letter(int pid, int tid);              // of /proc/<pid>/task/<tid>/stat; 0: gone
 void grant(int index);
 int search();                                    // the slot with the earliest key
 void set_key(int index, ns_t key);
+void set_call(Slot &slot, const char *call, uint64_t object);
+void wake_holder(int index);                     // of the token
 
 std::string describe();                          // who waits for what, a line per thread
 void trace_jump(ns_t from, ns_t to);             // appends that to the file REVATI_DOMAIN_TRACE, if set

@@ -24,12 +24,7 @@ uint64_t sleeping_names[kNames];
 int names = 0;
 
 int open_high(const char *path) {
-  const int low = static_cast<int>(raw(SYS_openat, AT_FDCWD, as_long(path), O_RDONLY | O_CLOEXEC));
-  if (low < 0) return low;
-  const int high = static_cast<int>(raw(SYS_fcntl, low, F_DUPFD_CLOEXEC, kFirstFile));
-  if (high < 0) return low;
-  raw(SYS_close, low);
-  return high;
+  return move_high(static_cast<int>(raw(SYS_openat, AT_FDCWD, as_long(path), O_RDONLY | O_CLOEXEC)));
 }
 
 // Length of the name in buffer; 0: the thread is gone.
@@ -90,6 +85,14 @@ bool flying(int index) {
 }
 
 }  // namespace
+
+int move_high(int low) {
+  if (low < 0) return low;
+  const int high = static_cast<int>(raw(SYS_fcntl, low, F_DUPFD_CLOEXEC, kFirstFile));
+  if (high < 0) return low;
+  raw(SYS_close, low);
+  return high;
+}
 
 int state_letter(int pid, int tid) {
   char path[64], text[512];

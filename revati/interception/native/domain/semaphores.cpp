@@ -45,7 +45,7 @@ int wait_on(sem_t *pointer, ns_t deadline, const char *call) {
       cancel(thread);
       break;
     }
-    const Outcome outcome = wait(thread, Kind::kQueue, deadline, call, true);
+    const Outcome outcome = wait(thread, Kind::kQueue, deadline, call, Handlers::kInterrupt);
     if (outcome != Outcome::kWoken) {
       error = take(semaphore) ? 0 : outcome == Outcome::kTimedOut ? ETIMEDOUT : EINTR;
       break;

@@ -13,7 +13,7 @@ namespace revati::domain {
 
 using ns_t = int64_t;
 
-constexpr uint64_t kMagic = 0x5245564154490007ULL;  // "REVATI", layout version 7
+constexpr uint64_t kMagic = 0x5245564154490008ULL;  // "REVATI", layout version 8
 constexpr int kSlots = 4096;
 constexpr int kNobody = -1;
 constexpr int kAreaBytes = 2 << 20;
@@ -33,8 +33,9 @@ enum class State : int32_t {
 enum class Kind : int32_t {
   kTimer = 0,    // nobody: never looked at by scans
   kQueue,        // a hooked waker: likewise
+  kMessage,      // the domain, when the kernel has told it that something came (inbox.h): likewise
   kSpin,         // a loop that looks again and again: whoever has run may have given it what it looks for
-  kKernel,       // the kernel (descriptors, children, locks between processes): scanned before jumps
+  kKernel,       // the kernel (full pipes, children, locks between processes): scanned before jumps
   kEdge,         // likewise, by a wake that is lost on who is not asleep yet (shared futexes, pause)
   kSignalled,    // the kernel, in a wait that the domain ends by a signal: scanned
   kUnhooked,     // blocked in a call that we do not interpose: scanned
@@ -49,10 +50,12 @@ struct alignas(64) Slot {
   Kind kind;
   int32_t pid, tid, parent;
   int32_t claimed;                 // a thread stands behind the slot (0: reserved for a child or an exec)
-  int32_t woken;                   // a hooked waker ended the wait
+  int32_t woken;                   // a hooked waker, or a message, ended the wait
+  std::atomic<uint32_t> expects;   // the inbox knows what it waits for
   int32_t preempted;               // lost the token while computing or in a call that we do not interpose
   int32_t exit_expected;           // a member killed it
   std::atomic<uint32_t> signalled; // a member sent it a signal: scanned, whatever it waits for
+  std::atomic<uint32_t> interrupt; // the grant has to end a system call by the wake signal
   std::atomic<uint32_t> keeps_token; // asleep until a real-time thread unlocks a mutex
   uint32_t generation;             // of the slot's use
   ns_t time;                       // local time when it last gave up the token
@@ -69,6 +72,15 @@ struct Counters {
   std::atomic<int64_t> settle_ns;  // real time spent on waiting for others to fall asleep
 };
 
+// By slot, side by side for quick searches.  A domain of few threads needs one of them, on the page of the fields
+// that every hand-over of the token reads: after a switch between processes each page costs a walk through cold tables.
+constexpr int kBlock = 64;
+struct Keys {
+  ns_t key[kBlock];
+  uint64_t order[kBlock];
+  uint64_t waits_for[kBlock];      // queue of a hooked wait, 0: none
+};
+
 struct Domain {
   uint64_t magic, bytes;
   pthread_mutex_t lock;            // robust, process-shared
@@ -77,13 +89,10 @@ struct Domain {
   double cpu_factor;
   int32_t break_scan;              // tests only: jump without looking for messages in flight
   int32_t break_reserve;           // tests only: no slot for a child before it joins
-  char real_time_threads[512];     // comma-separated glob patterns
-  char idle_libraries[512];        // likewise, of file names
   ns_t epoch_real, epoch_mono, epoch_boot;  // real clocks at virtual zero
   // progress
   std::atomic<int32_t> token;      // slot index or kNobody
   std::atomic<int32_t> ended;
-  char reason[512];
   std::atomic<ns_t> now;           // the latest time at which the token was granted
   std::atomic<ns_t> last_send;
   std::atomic<ns_t> next_key;      // the earliest key of all but the token's holder
@@ -98,13 +107,20 @@ struct Domain {
   uint64_t sequence;               // order of keys, for ties
   std::atomic<uint64_t> next_id;   // of semaphores and conditions
   Counters counters;
-  // by slot, contiguous for quick searches
-  ns_t key[kSlots];
-  uint64_t order[kSlots];
-  uint64_t waits_for[kSlots];      // queue of a hooked wait, 0: none
+  Keys keys[kSlots / kBlock];
   Slot slots[kSlots];
+  char reason[512];                // of its end
+  char real_time_threads[512];     // comma-separated glob patterns
+  char idle_libraries[512];        // likewise, of file names
   char files[kFiles][kFileName];   // names in /dev/shm that members have created; "": free
   alignas(64) unsigned char area[kAreaBytes];  // of the emulated GPUs: where collectives meet
+
+  ns_t &key(int slot) { return keys[slot / kBlock].key[slot % kBlock]; }
+  uint64_t &order(int slot) { return keys[slot / kBlock].order[slot % kBlock]; }
+  uint64_t &waits_for(int slot) { return keys[slot / kBlock].waits_for[slot % kBlock]; }
+  ns_t key(int slot) const { return keys[slot / kBlock].key[slot % kBlock]; }
+  uint64_t order(int slot) const { return keys[slot / kBlock].order[slot % kBlock]; }
+  ns_t earliest() const;           // of all keys
 };
 
 }  // namespace revati::domain

@@ -15,7 +15,7 @@ ns_t sleep_until(Thread *thread, ns_t deadline, const char *call) {
     return 0;
   }
   progress(thread);
-  if (wait(thread, Kind::kTimer, deadline, call, true) != Outcome::kInterrupted) return 0;
+  if (wait(thread, Kind::kTimer, deadline, call, Handlers::kInterrupt) != Outcome::kInterrupted) return 0;
   return std::max<ns_t>(1, deadline - virtual_now());
 }
 

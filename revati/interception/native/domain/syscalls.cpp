@@ -53,7 +53,7 @@ long wait_on_futex(uint32_t *word, int operation, uint32_t value, const timespec
     return -EAGAIN;
   }
   progress(thread);
-  switch (wait(thread, Kind::kQueue, deadline, "futex", true)) {
+  switch (wait(thread, Kind::kQueue, deadline, "futex", Handlers::kInterrupt)) {
     case Outcome::kTimedOut: return -ETIMEDOUT;
     case Outcome::kInterrupted: return -EINTR;
     default: return 0;

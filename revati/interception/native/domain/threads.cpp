@@ -74,7 +74,7 @@ void set_real_time(bool enable) {
   self.base = local_now();
   self.slot->time = self.base;
   self.slot->state = State::kOutside;
-  segment->key[self.index] = kNever;
+  segment->key(self.index) = kNever;
   if (segment->token == self.index) segment->token = kNobody;
   self.real_time = true;
   pick();
