@@ -25,6 +25,8 @@ constexpr ns_t kTracedPeriod = 600 * kTracedJump;  // in which nobody may have d
 // A loop may also wait for a moment, which only its own looking at a clock would tell.
 constexpr ns_t kSpinQuantum = 50000, kLongSpinQuantum = 500000;
 constexpr int kSpinShare = 64;  // of the time that it has spun already
+// Polls of a charged phase, such as an allocator's for what has become free, that are no loop.
+constexpr int kPhasePolls = 64;
 // Until what is in flight has arrived, or is asleep: a few µs on a free core; else our core may be what it needs.
 constexpr int kSpinRounds = 2, kYieldRounds = 6;
 constexpr int64_t kRealSecond = 1000000000;
@@ -529,6 +531,7 @@ void spin(Thread *thread, const char *call) {
   const int spins = ++thread->spins;
   const ns_t now = local_now();
   if (spins == 1) thread->spins_since = now;
+  if (thread->phases && spins <= kPhasePolls) return;  // the phase's cost is theirs, too
   const ns_t ramp = spins <= 4 ? 0 : std::min(kSpinQuantum, ns_t{1000} << std::min(6, (spins - 4) / 8));
   const ns_t share = std::min(kLongSpinQuantum, (now - thread->spins_since) / kSpinShare);
   wait(thread, spins <= 4 ? Kind::kTimer : Kind::kSpin, now + std::max(ramp, share), call);
