@@ -35,13 +35,13 @@ def served(module: ModuleType, spec: DeploymentSpec, workload: Workload, folder:
 def test_folded_ranks_serve_as_ranks_of_their_own_do(engine: str, tmp_path: Path) -> None:
     """Llama 13B at 12 requests per second, as in the measured runs, but more of them.
 
-    A request's place between two steps is chance: medians need many.
+    A request's place between two steps is chance, and decides its TTFT: medians need many.
     """
     config = yaml.safe_load((paths.conf_dir() / "model" / "llama13b.yaml").read_text())["hf_config"]
     model, host = ModelShape("llama13b", config), steady_host(tmp_path, engine)
     spec = DeploymentSpec(engine, model, "h200", host, tensor_parallel_size=2)
     workload = Workload.from_poisson(
-        "w", request_rate_per_s=12.0, num_requests=1000, lengths=LognormalLengths(), seed=1
+        "w", request_rate_per_s=12.0, num_requests=4000, lengths=LognormalLengths(), seed=1
     )
     folded = served(runner, spec, workload, tmp_path / "folded")
     apart = served(processes, spec, workload, tmp_path / "apart")
