@@ -184,8 +184,8 @@ def load_space(name: str, engine: str, overrides: Mapping[str, Any]) -> SearchSp
         raise ConfigError(f"search space {path}: accepted keys: engine, knobs (both needed)")
     engines = content["engine"] if isinstance(content["engine"], list) else [content["engine"]]
     if engine not in engines:
-        known = " or ".join(map(repr, engines))
-        raise ConfigError(f"search space {path} is for engine {known}, not for {engine!r}")
+        accepted = " or ".join(map(repr, engines))
+        raise ConfigError(f"search space {path} is for engine {accepted}, not for {engine!r}")
     knobs = {**(content["knobs"] or {}), **overrides}
     space = SearchSpace({key: parse_domain(engine, key, value) for key, value in knobs.items()})
     require_routing(max(space.replicas), ROUTING in space.domains)

@@ -41,7 +41,7 @@ def test_folded_ranks_serve_as_ranks_of_their_own_do(engine: str, tmp_path: Path
     model, host = ModelShape("llama13b", config), steady_host(tmp_path, engine)
     spec = DeploymentSpec(engine, model, "h200", host, tensor_parallel_size=2)
     workload = Workload.from_poisson(
-        "w", request_rate_per_s=12.0, num_requests=4000, lengths=LognormalLengths(), seed=1
+        "w", request_rate_per_s=12.0, num_requests=2000, lengths=LognormalLengths(), seed=1
     )
     folded = served(runner, spec, workload, tmp_path / "folded")
     apart = served(processes, spec, workload, tmp_path / "apart")

@@ -25,7 +25,9 @@ constexpr ns_t kTracedPeriod = 600 * kTracedJump;  // in which nobody may have d
 // A loop may also wait for a moment, which only its own looking at a clock would tell.
 constexpr ns_t kSpinQuantum = 50000, kLongSpinQuantum = 500000;
 constexpr int kSpinShare = 64;  // of the time that it has spun already
-// Polls of a charged phase, such as an allocator's for what has become free, that are no loop.
+// So many polls one after another are no loop yet: a turn of an event loop looks at all of its sockets.
+constexpr int kFreePolls = 32;
+// Nor are those of a charged phase, such as an allocator's for what has become free.
 constexpr int kPhasePolls = 64;
 // Until what is in flight has arrived, or is asleep: a few µs on a free core; else our core may be what it needs.
 constexpr int kSpinRounds = 2, kYieldRounds = 6;
@@ -532,9 +534,10 @@ void spin(Thread *thread, const char *call) {
   const ns_t now = local_now();
   if (spins == 1) thread->spins_since = now;
   if (thread->phases && spins <= kPhasePolls) return;  // the phase's cost is theirs, too
-  const ns_t ramp = spins <= 4 ? 0 : std::min(kSpinQuantum, ns_t{1000} << std::min(6, (spins - 4) / 8));
+  const bool free = spins <= kFreePolls;
+  const ns_t ramp = free ? 0 : std::min(kSpinQuantum, ns_t{1000} << std::min(6, (spins - kFreePolls) / 8));
   const ns_t share = std::min(kLongSpinQuantum, (now - thread->spins_since) / kSpinShare);
-  wait(thread, spins <= 4 ? Kind::kTimer : Kind::kSpin, now + std::max(ramp, share), call);
+  wait(thread, free ? Kind::kTimer : Kind::kSpin, now + std::max(ramp, share), call);
 }
 
 // ---- slots ----
