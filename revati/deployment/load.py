@@ -18,21 +18,30 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from revati.deployment.http_servers import HttpServers, open_session
-from revati.deployment.inprocess import RequestRecord
+from revati.deployment.inprocess import NS_PER_S, RequestRecord
 from revati.deployment.prompts import Turns, make_requests
 from revati.deployment.results import requests_table, too_weak
 from revati.deployment.wire import TrialRequest, TrialResult
 from revati.engines.base import InfeasibleError, Request, Server
+from revati.engines.common import deployment_costs
 from revati.engines.warm import engine_module
 from revati.timing.estimate import PROVENANCES
+from revati.virtual_time.host import IDLE_STEP, HostCosts
+from revati.virtual_time.host_table import name_for
 from revati.workload import Workload
+
+_TIMER_S = 2e-3  # asyncio's timers end up to a millisecond late
 
 
 class LoadGenerator:
-    """Sends requests when they arrive, whatever came of others; a session's next turn after its answer."""
+    """Sends requests when they arrive, whatever came of others; a session's next turn after its answer.
 
-    def __init__(self, server: Server, workload: Workload) -> None:
-        self._server, self._turns = server, Turns(workload)
+    Args:
+        costs: says how late the target's clients send (phase ``arrival``).
+    """
+
+    def __init__(self, server: Server, workload: Workload, costs: HostCosts) -> None:
+        self._server, self._turns, self._costs = server, Turns(workload), costs
         self.records = [RequestRecord(float(arrival_s)) for arrival_s in workload.arrival_s]
         self._start_s = time.monotonic()
 
@@ -55,7 +64,16 @@ class LoadGenerator:
             await self._follow(requests[index], record)
 
     async def _until(self, arrival_s: float) -> None:
-        await asyncio.sleep(max(0.0, arrival_s - self._now_s()))
+        """Wait for an arrival, as exactly as the target's timers are."""
+        lateness_ns = self._costs.phase_ns("arrival", IDLE_STEP)
+        assert lateness_ns is not None, "arrival has no cost without running it"
+        if arrival_s <= self._now_s():
+            return
+        moment_s = arrival_s + lateness_ns / NS_PER_S
+        if (left_s := moment_s - self._now_s() - _TIMER_S) > 0:
+            await asyncio.sleep(left_s)
+        if (left_s := moment_s - self._now_s()) > 0:
+            await asyncio.to_thread(time.sleep, left_s)
 
     async def _follow(self, request: Request, record: RequestRecord) -> None:
         record.submitted_s = self._now_s()
@@ -88,17 +106,18 @@ async def open_server(request: TrialRequest) -> AsyncIterator[Server]:
 
 
 async def run(request: TrialRequest) -> TrialResult:
-    log_path = request.out_dir / "trial.log"
+    spec, log_path = request.spec, request.out_dir / "trial.log"
     workload = Workload.from_trace(request.workload_path)
     async with open_server(request) as server:
         await server.warm_up()
-        requests = make_requests(workload, request.spec.model.vocab_size, request.spec.seed)
-        records = await LoadGenerator(server, workload).serve(requests)
+        requests = make_requests(workload, spec.model.vocab_size, spec.seed)
+        costs = deployment_costs(spec, name_for(spec.host.name, spec.engine))
+        records = await LoadGenerator(server, workload, costs).serve(requests)
         columns = await server.usage(request.out_dir)
     requests_path = request.out_dir / "requests.parquet"
     pq.write_table(requests_table(records, workload), requests_path)
     shares = {name: columns[f"gpu_time_share_{name}"] for name in PROVENANCES}
-    if refusal := too_weak(request.spec.timing_require, shares):
+    if refusal := too_weak(spec.timing_require, shares):
         return TrialResult("infeasible", refusal, log_path=log_path)
     return TrialResult(
         status="ok",

@@ -41,6 +41,7 @@ class FoldedRanks:
         from torch.testing._internal.distributed.fake_pg import FakeStore
 
         new_group, get_rank, init = dist.new_group, dist.get_rank, dist.init_process_group
+        get_group_rank = dist.get_group_rank
 
         def init_process_group(*_: Any, **__: Any) -> None:
             init(backend="fake", store=FakeStore(), rank=0, world_size=world_size)
@@ -48,10 +49,15 @@ class FoldedRanks:
         def rank_here(group: Any = None) -> int:
             return self._rank if group is None else int(get_rank(group))
 
-        def new_fake_group(ranks: Sequence[int] | None = None, *_: Any, **__: Any) -> Any:
+        def torch_rank(rank: int) -> int:
             # For torch this process is rank 0 for ever: the rank that runs changes places with it.
-            swapped = {self._rank: 0, 0: self._rank}
-            return new_group([swapped.get(rank, rank) for rank in ranks or range(world_size)], backend="fake")
+            return {self._rank: 0, 0: self._rank}.get(rank, rank)
+
+        def new_fake_group(ranks: Sequence[int] | None = None, *_: Any, **__: Any) -> Any:
+            return new_group([torch_rank(rank) for rank in ranks or range(world_size)], backend="fake")
+
+        def group_rank(group: Any, rank: int) -> int:
+            return int(get_group_rank(group, torch_rank(rank)))
 
         def all_gather_object(objects: list[Any], mine: Any, group: Any = None) -> None:
             objects[:] = [mine] * len(objects)
@@ -70,6 +76,7 @@ class FoldedRanks:
 
         dist.init_process_group = init_process_group
         dist.get_rank = rank_here
+        dist.get_group_rank = group_rank
         dist.new_group = new_fake_group
         dist.all_gather_object = all_gather_object
         dist.broadcast_object_list = broadcast_object_list

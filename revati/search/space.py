@@ -182,8 +182,10 @@ def load_space(name: str, engine: str, overrides: Mapping[str, Any]) -> SearchSp
         raise ConfigError(f"search space {path}: no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or set(content) != {"engine", "knobs"}:
         raise ConfigError(f"search space {path}: accepted keys: engine, knobs (both needed)")
-    if content["engine"] != engine:
-        raise ConfigError(f"search space {path} is for engine {content['engine']!r}, not for {engine!r}")
+    engines = content["engine"] if isinstance(content["engine"], list) else [content["engine"]]
+    if engine not in engines:
+        accepted = " or ".join(map(repr, engines))
+        raise ConfigError(f"search space {path} is for engine {accepted}, not for {engine!r}")
     knobs = {**(content["knobs"] or {}), **overrides}
     space = SearchSpace({key: parse_domain(engine, key, value) for key, value in knobs.items()})
     require_routing(max(space.replicas), ROUTING in space.domains)

@@ -18,7 +18,7 @@ from revati.deployment.fleet import free_port
 from revati.deployment.runner import TemplateClient, TemplateServer
 from revati.engines.common import served_model_folder
 from revati.spec import DeploymentSpec, HostSpec, ModelShape
-from revati.virtual_time.host_table import HostTable
+from revati.virtual_time.host_table import HostTable, name_for
 from revati.workload import Workload
 
 TINY = {
@@ -35,13 +35,14 @@ def living(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
     return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-def steady_host(folder: Path) -> HostSpec:
+def steady_host(folder: Path, engine: str = "vllm") -> HostSpec:
     """A host whose phases take the same time whenever they are run."""
     kinds: dict[str, dict[str, list[float]]] = {}
-    for phase, kind in HostTable.load("h200_xeon").spread:
+    base = name_for("h200_xeon", engine)
+    for phase, kind in HostTable.load(base).spread:
         kinds.setdefault(phase, {})[kind] = [1.0, 1.0, 1.0]
     table = folder / "steady.yaml"
-    table.write_text(yaml.safe_dump({"base": "h200_xeon", "spread_of": kinds}))
+    table.write_text(yaml.safe_dump({"base": base, "spread_of": kinds}))
     return HostSpec(str(table))
 
 

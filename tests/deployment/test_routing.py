@@ -153,17 +153,15 @@ def test_an_unmodified_client_measures_replicas_behind_a_router(spec: Deployment
     assert measured["p99_tpot_ms"] == pytest.approx(measured["median_tpot_ms"], rel=0.1)
 
 
-def sweep(folder: Path, *arguments: str) -> pd.DataFrame:
+# How an engine calls the limit of requests that run together.
+ENGINES = {"vllm": "max_num_seqs", "sglang": "max_running_requests"}
+
+
+def sweep(folder: Path, engine: str, *arguments: str) -> pd.DataFrame:
     """The trials of a study over routings with four replicas, by routing."""
-    words = [
-        sys.executable,
-        "-m",
-        "revati.sweep",
-        "+model=llama7b",
-        "search_space=routing",
-        "knobs.replicas=4",
-    ]
-    words += ["num_gpus=4", "ray.dashboard=false", "search.max_concurrent=1", f"output_dir={folder}"]
+    words = [sys.executable, "-m", "revati.sweep", "+model=llama7b", f"engine={engine}"]
+    words += ["search_space=routing", "knobs.replicas=4", "num_gpus=4"]
+    words += ["ray.dashboard=false", "search.max_concurrent=1", f"output_dir={folder}"]
     subprocess.run([*words, *arguments], check=True, timeout=3000)
     trials = pq.read_table(folder / "trials.parquet").to_pandas()
     assert set(trials.status) == {"ok"}, trials.reason.tolist()
@@ -172,9 +170,10 @@ def sweep(folder: Path, *arguments: str) -> pd.DataFrame:
 
 @pytest.mark.matrix
 @pytest.mark.timeout(3600)
-def test_cache_aware_wins_where_prefixes_are_shared(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_cache_aware_wins_where_prefixes_are_shared(engine: str, tmp_path: Path) -> None:
     trials = sweep(
-        tmp_path, "workload=shared_prefix", "workload.num_requests=200",
+        tmp_path, engine, "workload=shared_prefix", "workload.num_requests=200",
         "knobs.routing=[random,round_robin,power_of_two,cache_aware]",
     )  # fmt: skip
     assert trials.prefix_cache_hit_rate.idxmax() == "cache_aware"
@@ -184,8 +183,8 @@ def test_cache_aware_wins_where_prefixes_are_shared(tmp_path: Path) -> None:
 
 @pytest.mark.matrix
 @pytest.mark.timeout(3600)
-def test_power_of_two_beats_random_where_lengths_are_skewed(tmp_path: Path) -> None:
-    trials = sweep(
-        tmp_path, "workload=heavy_tail", "knobs.max_num_seqs=16", "knobs.routing=[random,power_of_two]"
-    )
+@pytest.mark.parametrize("engine", ENGINES)
+def test_power_of_two_beats_random_where_lengths_are_skewed(engine: str, tmp_path: Path) -> None:
+    limit, routings = f"knobs.{ENGINES[engine]}=16", "knobs.routing=[random,power_of_two]"
+    trials = sweep(tmp_path, engine, "workload=heavy_tail", limit, routings)
     assert trials.ttft_ms_p99["power_of_two"] < 0.7 * trials.ttft_ms_p99["random"]

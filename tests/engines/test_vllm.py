@@ -222,10 +222,16 @@ def test_required_provenance_is_enforced(
     assert "interpolated" in result.reason
 
 
+@pytest.mark.parametrize("tensor_parallel_size", [1, 2])
 def test_pipeline_stages_work_on_different_steps_at_once(
-    client: TemplateClient, make_spec: MakeSpec, workload: Workload, out_dir: Path
+    client: TemplateClient,
+    make_spec: MakeSpec,
+    workload: Workload,
+    out_dir: Path,
+    tensor_parallel_size: int,
 ) -> None:
-    result = client.run(make_spec(pipeline_parallel_size=2), workload, out_dir)
+    spec = make_spec(pipeline_parallel_size=2, tensor_parallel_size=tensor_parallel_size)
+    result = client.run(spec, workload, out_dir)
     assert result.status == "ok", result.reason
     phases = pq.read_table(out_dir / "phases.parquet").to_pandas().query("requests > 0")
     first, second = (

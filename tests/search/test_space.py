@@ -16,8 +16,9 @@ from revati.search.space import Choice, Range, SearchSpace, load_space, parse_do
 
 @pytest.mark.parametrize("path", sorted(paths.search_spaces_dir().glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_spaces_load(path: Path) -> None:
-    engine = yaml.safe_load(path.read_text())["engine"]
-    assert load_space(path.stem, engine, {}).domains
+    engines = yaml.safe_load(path.read_text())["engine"]
+    for engine in engines if isinstance(engines, list) else [engines]:
+        assert load_space(path.stem, engine, {}).domains
 
 
 def test_the_default_space_is_the_promised_grid() -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from revati.interception.gpu import load_gpu
+from revati.interception.preload import emulated_environment
 from revati.virtual_time.domain import Domain
 from tests.virtual_time.members import PROGRAMS, Members, line_of
 
@@ -307,3 +309,35 @@ libc.pthread_mutex_lock(mutex)
 print(time.monotonic() - begin)
 """
     assert float(members.run(program)[0]) < 1e-3
+
+
+def test_polls_of_a_charged_phase_cost_what_the_phase_does(members: Members) -> None:
+    """An allocator asks at each allocation whether events are over; only a loop of questions waits."""
+    polling = """
+import ctypes
+from revati.interception.core import NativeCore
+core, cuda = NativeCore(), ctypes.CDLL("libcudart.so.13")
+stream, event = ctypes.c_void_p(), ctypes.c_void_p()
+assert cuda.cudaStreamCreate(ctypes.byref(stream)) == cuda.cudaEventCreate(ctypes.byref(event)) == 0
+begin = core.now_ns()
+ctypes.CDLL(None).revati_stream_wait(stream, ctypes.c_int64(begin + 8_000_000))
+assert cuda.cudaEventRecord(event, stream) == 0
+for _ in range(2):
+    core.phase_begin(1, 1_000_000)
+    for _ in range(40):
+        assert cuda.cudaEventQuery(event) != 0
+    core.phase_end(-1)
+    print(core.now_ns() - begin)
+core.phase_begin(2, 1_000_000)
+while cuda.cudaEventQuery(event) != 0:
+    pass
+core.phase_end(-1)
+print(core.now_ns() - begin)
+"""
+    environment = emulated_environment(load_gpu("h200"), 1, os.environ)
+    process = members.start(polling, env=members.domain.environment(environment))
+    assert members.domain.wait([process], 30) == [0]
+    assert process.stdout is not None
+    first, second, looped = map(int, process.stdout.read().split())
+    assert (first, second) == (1_000_000, 2_000_000)
+    assert looped == pytest.approx(9_000_000, rel=0.02)

@@ -21,7 +21,10 @@ void clock_wait_until(ns_t when) {
 }
 
 void clock_spend(ns_t ns) {
-  if (active()) advance(ns);
+  Thread *thread = active();
+  if (!thread) return;
+  progress(thread);
+  advance(ns);
 }
 
 void clock_charge(ns_t ns) {

@@ -9,6 +9,10 @@ namespace {
 // A loop may also wait for a moment, which only its own looking at a clock would tell.
 constexpr ns_t kSpinQuantum = 50000, kLongSpinQuantum = 500000;
 constexpr int kSpinShare = 64;  // of the time that it has spun already
+// So many polls one after another are no loop yet: a turn of an event loop looks at all of its sockets.
+constexpr int kFreePolls = 32;
+// Nor are those of a charged phase, such as an allocator's for what has become free.
+constexpr int kPhasePolls = 64;
 
 void give_turn(Thread *thread, ns_t stirred) {
   Guard guard;
@@ -64,9 +68,11 @@ void spin(Thread *thread, const char *call) {
   const int spins = ++thread->spins;
   const ns_t now = local_now();
   if (spins == 1) thread->spins_since = now;
-  const ns_t ramp = spins <= 4 ? 0 : std::min(kSpinQuantum, ns_t{1000} << std::min(6, (spins - 4) / 8));
+  if (thread->phases && spins <= kPhasePolls) return;  // the phase's cost is theirs, too
+  const bool free = spins <= kFreePolls;
+  const ns_t ramp = free ? 0 : std::min(kSpinQuantum, ns_t{1000} << std::min(6, (spins - kFreePolls) / 8));
   const ns_t share = std::min(kLongSpinQuantum, (now - thread->spins_since) / kSpinShare);
-  wait(thread, spins <= 4 ? Kind::kTimer : Kind::kSpin, now + std::max(ramp, share), call);
+  wait(thread, free ? Kind::kTimer : Kind::kSpin, now + std::max(ramp, share), call);
 }
 
 }  // namespace revati::domain
