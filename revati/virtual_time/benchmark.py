@@ -2,8 +2,8 @@
 
 Prints the real time per jump of the clock for a few numbers of processes, and the share of a run's wall time
 that coordination takes when emulated workers burn CPU like an engine's: the CPU time that the same programs
-take more than in real time, over the wall time of the run. One thread of a domain runs at a time, so each
-such microsecond makes the run longer by one.
+take more than in real time. One thread of a domain runs at a time, so each such microsecond makes the run
+longer by one. The run's wall time is taken to be its time on a core, which is all of it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def compare_with_real_time(processes: int, steps: int, work_us: int, repeats: in
         bare, _ = measure("workers", processes, steps, work_us, real_time=True)
         assert counters is not None
         added_ns = result.cpu_ns - bare.cpu_ns
-        shares.append(added_ns / result.wall_ns)
+        shares.append(added_ns / result.cpu_ns)
         monitor_shares.append(result.monitor_cpu_ns / result.wall_ns)
         added_us.append(added_ns / steps / processes * 1e-3)
         walls_ms.append(result.wall_ns / steps * 1e-6)
@@ -211,7 +211,7 @@ def compare_with_real_time(processes: int, steps: int, work_us: int, repeats: in
         grants.append(counters.grants / steps)
     print(
         f"{processes} workers, {work_us} µs of CPU per engine step: coordination takes"
-        f" {100 * median(shares):.2f} % of the wall time"
+        f" {100 * median(shares):.2f} % of the run's time on a core"
         f" ({100 * min(shares):.2f} to {100 * max(shares):.2f} %),"
         f" {median(added_us):.1f} µs per worker and step;"
         f" the monitor, on another core, {100 * median(monitor_shares):.2f} %\n"

@@ -214,12 +214,17 @@ void signal_slots(pid_t pid, int signal) {
   if (!segment || signal == 0) return;
   const bool ends = signal != SIGCONT && signal != SIGSTOP && signal != SIGCHLD;
   Guard guard;
+  const auto gets_it = [&](const Slot &slot) {
+    if (slot.state == State::kFree || slot.pid <= 1) return false;
+    return slot.pid == pid || (pid <= 0 && getpgid(slot.pid) == (pid ? -pid : getpgrp()));
+  };
+  for (int i = 0; i < segment->high; ++i)
+    if (gets_it(segment->slots[i])) until_asleep(i);  // a handler ends a wait only once it has begun
   settle_edges();
   lock();
   for (int i = 0; i < segment->high; ++i) {
     Slot &slot = segment->slots[i];
-    if (slot.state == State::kFree || slot.pid <= 1) continue;
-    if (slot.pid != pid && (pid > 0 || getpgid(slot.pid) != (pid ? -pid : getpgrp()))) continue;
+    if (!gets_it(slot)) continue;
     slot.signalled = 1;
     if (ends && slot.pid != process_id) slot.exit_expected = 1;
   }

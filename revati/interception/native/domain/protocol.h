@@ -84,7 +84,8 @@ void unlock();
 void pick();                                     // lock held: gives the token away if nobody has it
 void settle(int duty);                           // repeats a pick that found something in flight
 bool in_flight();                                // lock held
-void settle_edges();                             // before a wake that only those asleep notice
+void until_asleep(int index);                    // before a signal or wake that only who is asleep notices
+void settle_edges();                             // likewise, for all waits that a wake may miss
 bool alive(int pid, int tid);
 int move_high(int file);                         // a descriptor, to a number that programs do not expect
 int state_letter(int pid, int tid);              // of /proc/<pid>/task/<tid>/stat; 0: gone

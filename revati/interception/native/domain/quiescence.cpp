@@ -112,20 +112,22 @@ bool alive(int pid, int tid) {
   return state && state != 'Z' && state != 'X';
 }
 
-void settle_edges() {
-  Domain &d = *segment;
-  for (int i = 0; i < d.high; ++i) {
-    for (int round = 0; round < 1000; ++round) {
-      Slot &slot = d.slots[i];
-      if (i == self.index || slot.state != State::kBlocked || slot.kind != Kind::kEdge) break;
-      lock();
-      const bool settled = slot.state != State::kBlocked || (!slot.entering && asleep(i)) || slot.arrived;
-      unlock();
-      if (settled) break;
-      const timespec pause{0, 20000};
-      raw(SYS_nanosleep, as_long(&pause), 0);
-    }
+void until_asleep(int index) {
+  Slot &slot = segment->slots[index];
+  for (int round = 0; round < 1000; ++round) {
+    if (index == self.index || slot.state != State::kBlocked || slot.kind == Kind::kUnhooked) break;
+    lock();
+    const bool settled = slot.state != State::kBlocked || (!slot.entering && asleep(index)) || slot.arrived;
+    unlock();
+    if (settled || state_letter(slot.pid, slot.tid) == 'T') break;
+    const timespec pause{0, 20000};
+    raw(SYS_nanosleep, as_long(&pause), 0);
   }
+}
+
+void settle_edges() {
+  for (int i = 0; i < segment->high; ++i)
+    if (segment->slots[i].kind == Kind::kEdge) until_asleep(i);
 }
 
 bool in_flight() {
