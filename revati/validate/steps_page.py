@@ -76,7 +76,8 @@ def _title(description: Mapping[str, Any]) -> str:
     settings = {name: description[name] for name in sizes if description[name] > 1}
     settings |= description["engine_args"]
     engine = [] if description["engine"] == "vllm" else [description["engine"]]
-    return ", ".join([*engine, description["model"], *(f"{key}={value}" for key, value in settings.items())])
+    deployed = [*engine, description["model"], description["gpu"]]
+    return ", ".join([*deployed, *(f"{key}={value}" for key, value in settings.items())])
 
 
 def _measured(run: MeasuredRun) -> Steps | None:
