@@ -191,7 +191,7 @@ def pipeline_phases(folders: Sequence[Path], layers: int) -> Phases:
     phases = fit(samples, least=_LEAST)
     eager = phases["execute"]["eager"]
     eager["per_layer_us"] = eager.pop("base_us")
-    # All requests of a prefill are prompts, so the fit cannot tell them from decodes that have no graph either.
+    # A prefill's requests are all prompts, so the fit cannot tell them from decodes without a graph.
     for by_kind in (phases["schedule"], phases["update"]):
         prompt, decode_us = by_kind["eager"], by_kind["full"].get("per_request_us", 0.0)
         prompt["per_prefill_us"] = round(prompt["per_request_us"] - decode_us, 4)
