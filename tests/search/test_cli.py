@@ -29,7 +29,7 @@ REFUSALS = [
     (["+model=llama99"], "unknown model 'llama99'; accepted: llama13b"),
     (["+model=llama7b", "gpu=h300"], "unknown gpu 'h300'; accepted: a100, b200, h100, h200, l40s"),
     (["+model=llama7b", "timing.source=x"], "timing.source='x' is unknown; known: kernel_db, aiconfigurator"),
-    (["+model=llama7b", "gpu=l40s", "timing.source=kernel_db"], "kernel_db: has h200; on a machine"),
+    (["+model=llama7b", "gpu=l40s", "timing.source=kernel_db"], "kernel_db: has h100, h200; on a machine"),
     (["+model=llama7b", "engine=tgi"], "unknown engine 'tgi'; accepted: sglang, vllm"),
     (["+model=llama7b", "search=bayes"], "unknown search 'bayes'; accepted: grid, nsga2, random, tpe"),
     (["+model=llama7b", "objective=x"], "unknown objective 'x'; accepted: batch, goodput, serving"),
