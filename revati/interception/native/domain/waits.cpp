@@ -22,6 +22,22 @@ Outcome wait_in_real_time(ns_t deadline) {
   return Outcome::kWoken;
 }
 
+// The thread's slot waits from here on, without the token.  Lock held before, not after.
+void sleep_until(Thread *thread, Kind kind, ns_t deadline) {
+  Slot &slot = *thread->slot;
+  slot.woken = 0;
+  slot.word.store(0);
+  slot.running.store(0);
+  slot.kind = kind;
+  slot.deadline = deadline;
+  slot.state = State::kBlocked;
+  give_up_token();
+  set_key(thread->index, std::max(deadline, slot.time));
+  pick();
+  unlock();
+  settle(thread->index);
+}
+
 }  // namespace
 
 void set_call(Slot &slot, const char *call, uint64_t object) {
@@ -78,17 +94,7 @@ Outcome wait(Thread *thread, Kind kind, ns_t deadline, const char *call, Handler
   if (kind == Kind::kSpin) d.spinners = 1;
   else stir(self.base);
   set_call(slot, call, wakeable ? slot.object : 0);
-  slot.woken = 0;
-  slot.word.store(0);
-  slot.running.store(0);
-  slot.kind = kind;
-  slot.deadline = deadline;
-  slot.state = State::kBlocked;
-  give_up_token();
-  set_key(thread->index, std::max(deadline, slot.time));
-  pick();
-  unlock();
-  settle(thread->index);
+  sleep_until(thread, kind, deadline);
   if (!await_grant(handlers)) {
     slot.arrived.store(1, std::memory_order_release);
     lock();
@@ -144,19 +150,9 @@ bool block(Thread *thread, Kind kind, ns_t deadline, const char *call, uint64_t 
   publish();
   stir(self.base);
   set_call(slot, call, object);
-  slot.woken = 0;
   slot.entering.store(1);
   slot.arrived.store(0);
-  slot.word.store(0);
-  slot.running.store(0);
-  slot.kind = kind;
-  slot.deadline = deadline;
-  slot.state = State::kBlocked;
-  give_up_token();
-  set_key(thread->index, std::max(deadline, slot.time));
-  pick();
-  unlock();
-  settle(thread->index);
+  sleep_until(thread, kind, deadline);
   slot.entering.store(0, std::memory_order_release);
   if (slot.state == State::kRunning) {  // the deadline is what comes next
     resume();
