@@ -16,7 +16,7 @@ from typing import NamedTuple
 from revati.deployment.prompts import Turns
 from revati.engines.base import Replica, Request, RequestOutput
 from revati.interception.core import NativeCore
-from revati.virtual_time.host import IDLE_STEP, HostCosts, StepShape
+from revati.virtual_time.host import IDLE_STEP, HostCosts, StepShape, message_shape
 from revati.workload import Workload
 
 NS_PER_S = 1_000_000_000
@@ -124,11 +124,11 @@ class InProcessDeployment:
 
     def _submit(self, now_ns: int, request: Request, record: RequestRecord) -> None:
         back_to_back = now_ns == self._frontend_ns
-        call = StepShape("busy" if back_to_back else "idle", num_tokens=len(request.prompt_token_ids))
+        call = message_shape(back_to_back, len(request.prompt_token_ids))
         self._frontend_ns = now_ns + self._cost("frontend_submit", call)
         record.submitted_s = self._to_s(self._frontend_ns)
-        idle = not self._replica.has_work() and not self._inbox
-        message = StepShape("idle" if idle else "busy", num_tokens=len(request.prompt_token_ids))
+        busy = self._replica.has_work() or bool(self._inbox)
+        message = message_shape(busy, len(request.prompt_token_ids))
         self._inbox.append((self._frontend_ns + self._cost("ipc", message), request))
 
     def _deliver(

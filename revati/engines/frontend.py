@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from revati.engines.process import EmulatedProcess
-from revati.virtual_time.host import StepShape
+from revati.virtual_time.host import StepShape, message_shape
 
 _BACK_TO_BACK_NS = 20_000  # a frontend that was busy until now
 
@@ -19,7 +19,7 @@ class EmulatedFrontend:
 
     def submit(self, num_prompt_tokens: int) -> None:
         busy = self._core.now_ns() - self._free_at_ns < _BACK_TO_BACK_NS
-        self._charge("frontend_submit", StepShape("busy" if busy else "idle", num_tokens=num_prompt_tokens))
+        self._charge("frontend_submit", message_shape(busy, num_prompt_tokens))
 
     def deliver(self, num_outputs: int) -> None:
         self._charge("frontend_busy", StepShape(num_reqs=num_outputs))

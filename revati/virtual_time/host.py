@@ -45,6 +45,11 @@ class StepShape:
 IDLE_STEP = StepShape()
 
 
+def message_shape(busy: bool, num_prompt_tokens: int) -> StepShape:
+    """A request on its way to somebody who is busy with others, or idle."""
+    return StepShape("busy" if busy else "idle", num_tokens=num_prompt_tokens)
+
+
 class HostCosts(Protocol):
     """Cost of a host phase in ns, or None where only running it tells."""
 

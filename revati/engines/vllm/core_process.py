@@ -13,7 +13,7 @@ from revati.engines.vllm.batches import BatchReader
 from revati.engines.vllm.delayed_queue import DelayedQueue
 from revati.engines.vllm.processes import SENT_AT
 from revati.engines.vllm.step_shape import configured_dispatch, step_shape
-from revati.virtual_time.host import IDLE_STEP, Phase, StepShape
+from revati.virtual_time.host import IDLE_STEP, Phase, StepShape, message_shape
 
 if TYPE_CHECKING:
     from revati.engines.vllm.processes import VllmProcess
@@ -66,9 +66,9 @@ class EmulatedCore:
             setattr(message, SENT_AT, self._now_ns())
         return send(message, *args, **kwargs)
 
-    def _add(self, add_request: Any, *args: Any, **kwargs: Any) -> None:
-        with self._meter.phase("input", IDLE_STEP):
-            add_request(*args, **kwargs)
+    def _add(self, add_request: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+        with self._meter.phase("input", message_shape(self._core.has_work(), request.num_prompt_tokens)):
+            add_request(request, *args, **kwargs)
 
     def _run_step(self, step: Any) -> Any:
         outputs, executed = step()
@@ -80,8 +80,8 @@ class EmulatedCore:
         kind, content = message
         if kind != EngineCoreRequestType.ADD:
             return 0
-        idle = not self._core.has_work() and not self._core.input_queue.queue
-        shape = StepShape("idle" if idle else "busy", num_tokens=content[0].num_prompt_tokens)
+        busy = self._core.has_work() or bool(self._core.input_queue.queue)
+        shape = message_shape(busy, content[0].num_prompt_tokens)
         return self._meter.costs.phase_ns("ipc", shape) or 0
 
     def _output_latency_ns(self, message: Any) -> int:

@@ -22,7 +22,7 @@ from revati.engines.vllm.shortcuts import skip_irrelevant_warmups
 from revati.interception.core import NativeCore
 from revati.spec import DeploymentSpec
 from revati.timing.attach import LaunchPricing
-from revati.virtual_time.host import IDLE_STEP, HostMeter
+from revati.virtual_time.host import IDLE_STEP, HostMeter, message_shape
 
 
 class VllmReplica:
@@ -75,7 +75,7 @@ class VllmReplica:
 
     def add(self, request: Request) -> None:
         """Take one request out of the input queue: validate it as the frontend does, then queue it."""
-        with self._meter.phase("input", IDLE_STEP):
+        with self._meter.phase("input", message_shape(self.has_work(), len(request.prompt_token_ids))):
             self.core.add_request(*self.core.preprocess_add_request(self._engine_request(request)))
 
     def has_work(self) -> bool:
