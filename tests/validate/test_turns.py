@@ -26,7 +26,7 @@ LAYERS = 32
 RECEIVE_US = 50.0  # of a turn, before it schedules
 
 
-def write_log(folder: Path, slowdown: float, count: int = 60, ranks: int = 1) -> None:
+def write_log(folder: Path, slowdown: float, count: int = 240, ranks: int = 1) -> None:
     """Decode turns of 1 to 16 requests, each phase `slowdown` times as long as the table says; other ranks'
     turns are slower still."""
     logs = []
@@ -96,11 +96,11 @@ def test_steps_are_the_turns_of_the_first_rank(add_run: AddRun) -> None:
     assert log
     steps = turns.steps(log)
     assert set(steps.kind) == {"full"}
-    assert steps.size.tolist() == [1 + turn % 16 for turn in range(60)]
+    assert steps.size.tolist() == [1 + turn % 16 for turn in range(240)]
     expected = TABLE.phase_us("execute", "full", 8, num_layers=LAYERS, tp=2)
     assert steps.cost_us["execute"][7] == pytest.approx(expected, abs=1.5)
-    assert steps.cost_us["sample"].tolist() == [0.0] * 60
-    assert steps.cost_us["gpu"][2:-1] == pytest.approx(np.full(57, 1e6 * TURN_S))
+    assert steps.cost_us["sample"].tolist() == [0.0] * 240
+    assert steps.cost_us["gpu"][2:-1] == pytest.approx(np.full(237, 1e6 * TURN_S))
 
 
 def test_turns_of_a_pipeline_tell_no_costs(measured: Path, add_run: AddRun) -> None:
