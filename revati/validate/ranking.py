@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -38,11 +39,17 @@ class Ranking:
 
 
 def groups(cases: Sequence[Case]) -> list[list[Case]]:
-    """Cases of the same model that serve the same requests, two or more at a time."""
-    grouped: dict[tuple[str, str], list[Case]] = {}
-    for case in cases:
-        key = model_shape(case.description["model"]).name, case.requests_digest()
-        grouped.setdefault(key, []).append(case)
+    """Configurations of the same model that served the same requests, two or more at a time.
+
+    What was measured again later, on another machine, is in a group of its own.
+    """
+    grouped: dict[tuple[str, str, int], list[Case]] = {}
+    times: Counter[str] = Counter()
+    for case in sorted(cases, key=lambda case: case.recorded_at):
+        model, requests = model_shape(case.description["model"]).name, case.requests_digest()
+        same = f"{requests} {case.configuration}"
+        grouped.setdefault((model, requests, times[same]), []).append(case)
+        times[same] += 1
     return [group for group in grouped.values() if len(group) >= LEAST_CONFIGURATIONS]
 
 

@@ -97,6 +97,18 @@ class Case:
         return int(self.description["num_gpus"])
 
     @property
+    def recorded_at(self) -> str:
+        """The day of the measurement, "" where nobody wrote it down."""
+        places = (self.description, self.description.get("environment", {}))
+        return next((str(place["recorded_at"]) for place in places if "recorded_at" in place), "")
+
+    @property
+    def configuration(self) -> str:
+        """Equal for cases that differ by their machine and requests alone."""
+        names = ("engine", "model", "gpu", "num_gpus", "tensor_parallel_size", "pipeline_parallel_size")
+        return json.dumps([self.description[name] for name in (*names, "engine_args")])
+
+    @property
     def host_name(self) -> str | None:
         """What `HostTable.load` accepts; None where nothing is known of the machine."""
         return str(self.calibrated.path) if self.calibrated else self.host

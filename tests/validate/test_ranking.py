@@ -34,6 +34,15 @@ def test_a_group_is_one_model_under_the_same_requests(cases: list[Case]) -> None
     assert [[case.name for case in group] for group in groups(cases)] == [["tp1", "tp2", "tp4"]]
 
 
+def test_what_was_measured_again_is_no_other_configuration(
+    measured: Path, add_run: AddRun, cases: list[Case]
+) -> None:
+    add_run("again_tp1", 2.5, recorded_at="2026-11-27")
+    add_run("again_tp2", 1.5, num_gpus=2, recorded_at="2026-11-27")
+    names = [[case.name for case in group] for group in groups(read_cases([measured]))]
+    assert names == [["tp1", "tp2", "tp4"], ["again_tp1", "again_tp2"]]
+
+
 def test_the_right_order_has_no_regret(cases: list[Case]) -> None:
     ranking = rank(groups(cases)[0], predicted(tp1=30, tp2=25, tp4=20), TTFT)
     assert ranking
@@ -52,7 +61,7 @@ def test_a_wrong_pick_costs_what_was_measured(cases: list[Case]) -> None:
 def test_pairs_within_the_noise_are_not_decided(measured: Path, add_run: AddRun) -> None:
     add_run("a", 1.0)
     add_run("a_rep2", 1.2)
-    add_run("b", 1.15)
+    add_run("b", 1.15, num_gpus=2)
     ranking = rank(groups(read_cases([measured]))[0], predicted(a=1, b=2), TTFT)
     assert ranking
     assert (ranking.pairs, ranking.decided) == (1, 0)
