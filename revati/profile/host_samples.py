@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from revati.profile.host_logs import (
     Array,
@@ -18,6 +19,7 @@ from revati.profile.host_logs import (
 )
 from revati.profile.regression import least_absolute_relative
 
+LONGEST_SUBMIT_S = 0.5e-3  # a client that took longer for a request did something else, too
 MOST_LAYERS_QUEUED = 48  # deeper models fill the launch queue, and then an execute phase waits for the GPU
 
 
@@ -125,12 +127,21 @@ def message_samples(runs: list[Run]) -> dict[tuple[str, str], Samples]:
             features[:, 0], features[:, 1] = 1.0, batch
             samples.setdefault((phase, "any"), Samples()).add(cost, features, run.slowdown_at(time_s))
         sent = np.array([row["sent_s"] for row in rows])
-        gaps = np.diff(sent)
-        burst = gaps < 0.5e-3  # sent one after the other, without a pause for arrivals
+        burst = back_to_back(sent, np.array([row["arrival_s"] for row in rows]))
         features = np.zeros((int(burst.sum()), 5))
         features[:, 0] = 1.0
         features[:, 2] = np.array([row["prompt_tokens"] for row in rows])[1:][burst]
         samples.setdefault(("frontend_submit", "busy"), Samples()).add(
-            gaps[burst] * 1e6, features, run.slowdown_at(sent[1:][burst])
+            np.diff(sent)[burst] * 1e6, features, run.slowdown_at(sent[1:][burst])
         )
     return samples
+
+
+def back_to_back(sent_s: Array, arrival_s: Array) -> npt.NDArray[np.bool_]:
+    """Whether a request was due when the one before it was sent, and followed at once; for all but the first.
+
+    Args:
+        sent_s: in the order of sending.
+    """
+    due: npt.NDArray[np.bool_] = arrival_s[1:] <= sent_s[:-1]
+    return due & (np.diff(sent_s) < LONGEST_SUBMIT_S)

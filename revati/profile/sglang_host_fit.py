@@ -5,8 +5,7 @@
 A DIR holds one engine's logs as `sglang_runs` writes them.  Phases are those of a vLLM step, so that one
 table format serves both: *schedule* is a turn of the event loop up to the launch, *execute* launches the
 forward pass, sampling and the copy of the results, *update* processes the results of the step before.
-The frontend is SGLang's tokenizer manager.  A TP factor is what the same phase takes on rank 0 of several;
-all of them have launched at the end of *execute*.
+The frontend is SGLang's tokenizer manager.  A TP factor is what the same phase takes on rank 0 of several.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import copy
 import itertools
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +42,7 @@ class Log:
     @classmethod
     def load(cls, folder: Path) -> Log:
         return cls(
-            launched_by_all([_columns(path) for path in sorted(folder.glob("steps_tp*_pp0.parquet"))]),
+            {name: np.array(column) for name, column in _columns(folder / "steps_tp0_pp0.parquet").items()},
             pq.read_table(folder / "requests.parquet").to_pylist(),
             json.loads((folder / "run.json").read_text()),
         )
@@ -65,22 +63,9 @@ class Log:
         return np.where(modes == "", "", np.where(graph == 0, "eager", kind))
 
 
-def _columns(path: Path) -> dict[str, Any]:
-    return {name: np.array(column) for name, column in pq.read_table(path).to_pydict().items()}
-
-
-def launched_by_all(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Turns of the first rank; a launch ends when the last rank has launched, whose GPU all others wait for.
-
-    Args:
-        ranks: columns of each rank's step log; all ranks take the same turns.
-    """
-    steps = dict(ranks[0])
-    for other in ranks[1:]:
-        end_s = dict(zip(other["step"], other["run_end_s"], strict=True))
-        theirs = np.array([end_s.get(step, np.nan) for step in steps["step"]])
-        steps["run_end_s"] = np.fmax(steps["run_end_s"], theirs)
-    return steps
+def _columns(path: Path) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
+    return columns
 
 
 def samples_of(log: Log) -> dict[tuple[str, str], Samples]:

@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
@@ -28,6 +29,7 @@ from revati.virtual_time.host_table import HostTable, base_of, name_for
 from revati.virtual_time.spread import QUANTILES, factors
 
 LEAST_STEPS = 20
+LEAST_RUN_STEPS = 200  # fewer long steps tell nothing of a host that is busy with short ones
 BLOCKED = 2.0  # a step that takes so many times as long as its like waited for something
 # Phases that every engine's core runs itself, by which the phases that no log shows are scaled.
 COMMON = ("schedule", "update")
@@ -91,7 +93,7 @@ def _with_own_stages(case: Case, base: str, out: Path) -> CalibratedHost | None:
 
 
 def others(case: Case) -> list[Path]:
-    """Runs beside a case's with a step log that the same engine processes served, without the case's own."""
+    """Runs beside a case's with a long step log that the same engine processes served, without its own."""
     # The start tells the runs of one engine from those of its like.
     known = [run.description for run in case.runs if run.description.get("engine_start_s") is not None]
     engines = {_engine(description) for description in known}
@@ -99,7 +101,9 @@ def others(case: Case) -> list[Path]:
     return [
         path.parent
         for path in sorted(case.runs[0].folder.parent.glob("*/steps.parquet"))
-        if path.parent.name not in own and _engine(_describe(path.parent)) in engines
+        if path.parent.name not in own
+        and pq.read_metadata(path).num_rows >= LEAST_RUN_STEPS
+        and _engine(_describe(path.parent)) in engines
     ]
 
 

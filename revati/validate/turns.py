@@ -1,4 +1,4 @@
-"""What a measured run of SGLang tells: turns of its scheduler on rank 0, and when all ranks had launched."""
+"""What a measured run of SGLang tells: the turns of its scheduler's event loop on rank 0."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from revati.profile.sglang_host_fit import Log, launched_by_all, samples_of, turn_us
+from revati.profile.sglang_host_fit import Log, samples_of, turn_us
 from revati.validate.phase_costs import PhaseCosts
 from revati.validate.steps import Steps, with_periods
 
@@ -23,17 +23,7 @@ def read(folder: Path, description: Mapping[str, Any]) -> Log | None:
     if description["pipeline_parallel_size"] > 1:
         return None
     turns = pq.read_table(folder / "steps.parquet")
-    rank = np.asarray(turns["rank"])
-    ranks = [_columns(turns.filter(pa.array(rank == one))) for one in np.unique(rank)]
-    requests = pq.read_table(folder / "requests.parquet", columns=["arrival_s", "token_times_us"])
-    tokens = [
-        {"token_times_s": [row["arrival_s"] + 1e-6 * time for time in row["token_times_us"]]}
-        for row in requests.to_pylist()
-    ]
-    return Log(launched_by_all(ranks), tokens, dict(description))
-
-
-def _columns(turns: pa.Table) -> dict[str, Any]:
+    turns = turns.filter(pa.array(np.asarray(turns["rank"]) == 0))
     columns = {}
     for name in turns.column_names:
         if name.endswith("_us") and name != "send_wait_us":
@@ -41,7 +31,12 @@ def _columns(turns: pa.Table) -> dict[str, Any]:
             columns[f"{name.removesuffix('_us')}_s"] = 1e-6 * times_us.to_numpy()
         else:
             columns[name] = turns[name].to_numpy()
-    return columns
+    requests = pq.read_table(folder / "requests.parquet", columns=["arrival_s", "token_times_us"])
+    tokens = [
+        {"token_times_s": [row["arrival_s"] + 1e-6 * time for time in row["token_times_us"]]}
+        for row in requests.to_pylist()
+    ]
+    return Log(columns, tokens, dict(description))
 
 
 def costs(log: Log) -> list[PhaseCosts]:

@@ -20,7 +20,7 @@ STEP_S = 0.01
 TABLE = HostTable.load("h200_xeon", slowdown=1.0)
 
 
-def write_log(folder: Path, slowdown: float, count: int = 60) -> None:
+def write_log(folder: Path, slowdown: float, count: int = 240) -> None:
     """Decode steps of 1 to 16 requests, each phase `slowdown` times as long as the table says."""
     rows = []
     for step in range(count):
@@ -93,7 +93,7 @@ def test_runs_that_do_not_say_which_engine_served_them_share_none(
 
 def test_few_steps_say_nothing(measured: Path, add_run: AddRun, tmp_path: Path) -> None:
     add_run("own", engine_start_s=1.0)
-    write_log(add_run("other", engine_start_s=1.0), slowdown=1.3, count=10)
+    write_log(add_run("other", engine_start_s=1.0), slowdown=1.3, count=160)
     case = next(case for case in read_cases([measured]) if case.name == "own")
     assert calibrated(case, "h200_xeon", tmp_path) is None
 

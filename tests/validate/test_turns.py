@@ -24,12 +24,11 @@ TABLE = HostTable.load("h200_xeon_sglang", slowdown=1.0)
 TURN_S = 0.01
 LAYERS = 32
 RECEIVE_US = 50.0  # of a turn, before it schedules
-LATE = 1.5  # the other ranks have launched so many times as long after the first one's begin as that one
 
 
-def write_log(folder: Path, slowdown: float, count: int = 60, ranks: int = 1) -> None:
-    """Decode turns of 1 to 16 requests, each phase `slowdown` times as long as the table says; other ranks
-    are late with their launches, and slower still with all else."""
+def write_log(folder: Path, slowdown: float, count: int = 240, ranks: int = 1) -> None:
+    """Decode turns of 1 to 16 requests, each phase `slowdown` times as long as the table says; other ranks'
+    turns are slower still."""
     logs = []
     for rank in range(ranks):
         rows: list[dict[str, Any]] = []
@@ -43,8 +42,7 @@ def write_log(folder: Path, slowdown: float, count: int = 60, ranks: int = 1) ->
             at = {"recv_begin": begin, "recv_end": begin + RECEIVE_US, "input_end": begin + RECEIVE_US}
             at["schedule_begin"] = begin + RECEIVE_US
             at["schedule_end"] = at["run_begin"] = begin + us("schedule", requests)
-            launch_us = us("execute", requests, slowdown) * (LATE if rank else 1.0)
-            at["run_end"] = begin + us("schedule", requests, slowdown) + launch_us
+            at["run_end"] = at["run_begin"] + us("execute", requests)
             if turn:
                 at["process_begin"] = at["run_end"]
                 at["wake"] = begin + 8000
@@ -89,22 +87,20 @@ def test_a_case_is_calibrated_on_the_other_runs_of_all_its_engines(
     for phase, tolerance in (("schedule", 0.01), ("execute", 0.01), ("update", 0.01), ("output", 0.05)):
         mean = fmean(table.spread[phase, "full"]) * table.phase_us(phase, "full", 8, num_layers=LAYERS)
         expected = 1.3 * TABLE.phase_us(phase, "full", 8, num_layers=LAYERS)
-        if ranks > 1 and phase == "execute":
-            expected *= LATE
         assert mean == pytest.approx(expected, rel=tolerance), phase  # times are whole µs
 
 
-def test_steps_are_the_turns_of_the_first_rank_launched_by_the_last_one(add_run: AddRun) -> None:
+def test_steps_are_the_turns_of_the_first_rank(add_run: AddRun) -> None:
     folder = add(add_run, "own", 1.0, ranks=2)
     log = turns.read(folder, json.loads((folder / "run.json").read_text()))
     assert log
     steps = turns.steps(log)
     assert set(steps.kind) == {"full"}
-    assert steps.size.tolist() == [1 + turn % 16 for turn in range(60)]
+    assert steps.size.tolist() == [1 + turn % 16 for turn in range(240)]
     expected = TABLE.phase_us("execute", "full", 8, num_layers=LAYERS, tp=2)
-    assert steps.cost_us["execute"][7] == pytest.approx(LATE * expected, abs=1.5)
-    assert steps.cost_us["sample"].tolist() == [0.0] * 60
-    assert steps.cost_us["gpu"][2:-1] == pytest.approx(np.full(57, 1e6 * TURN_S))
+    assert steps.cost_us["execute"][7] == pytest.approx(expected, abs=1.5)
+    assert steps.cost_us["sample"].tolist() == [0.0] * 240
+    assert steps.cost_us["gpu"][2:-1] == pytest.approx(np.full(237, 1e6 * TURN_S))
 
 
 def test_turns_of_a_pipeline_tell_no_costs(measured: Path, add_run: AddRun) -> None:
