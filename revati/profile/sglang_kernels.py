@@ -1,6 +1,6 @@
 """Kernels of recorded SGLang scenes as rows of the kernel database.
 
-    python -m revati.profile.sglang_kernels --scenes DIR/scenes_tp1 --run DIR/host_tp1 --tp 1 --out FILE
+    python -m revati.profile.sglang_kernels --scenes DIR/scenes_tp1 --run DIR/scenes_tp1 --tp 1 --out FILE
 
 Only kernels that a launch describes fully: GEMMs, attention and collectives are measured on their own.
 """

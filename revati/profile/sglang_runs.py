@@ -272,6 +272,7 @@ class Session:
         for batch in self.case.decodes:
             await self.trace_decode(batch, folder / f"decode_{batch}")
         await asyncio.sleep(1.0)  # later pipeline stages write after the answer
+        (folder / "run.json").write_text(json.dumps(self.describe(), indent=1, default=str))
         convert_scenes(folder)
         self.say(f"scenes: {now() - first:.1f} s")
 
