@@ -127,20 +127,26 @@ def calibrate(runs: Sequence[Path], base: str) -> Calibration | None:
                 ratios.setdefault((phase, costs.kind), []).extend(_pairs(costs, table, description))
     by_phase: dict[str, dict[str, float]] = {}
     spread: dict[str, dict[str, Sequence[float]]] = {}
-    common: list[tuple[float, int]] = []  # slowdown, steps
+    steps: dict[str, list[tuple[float, int]]] = {}  # by phase: slowdown and number of each kind's
     for (phase, kind), pairs in sorted(ratios.items()):
         if len(pairs) >= LEAST_STEPS:
             slowdown, quantiles = _compare(np.array(pairs))
             by_phase.setdefault(phase, {})[kind] = slowdown
             spread.setdefault(phase, {})[kind] = quantiles
-            if phase in COMMON:
-                common.append((slowdown, len(pairs)))
+            steps.setdefault(phase, []).append((slowdown, len(pairs)))
+    common = [one for phase in COMMON for one in steps.get(phase, [])]
     if not common:
         return None
+    for phase, known in steps.items():  # kinds that no log shows are as slow as those shown
+        by_phase[phase].setdefault("any", _mean(known))
     if FRONTEND in by_phase:
         by_phase[OF_FRONTEND] = dict(by_phase[FRONTEND])
-    overall = sum(value * steps for value, steps in common) / sum(steps for _, steps in common)
-    return Calibration(base, tuple(run.name for run in runs), round(overall, 4), by_phase, spread)
+    return Calibration(base, tuple(run.name for run in runs), _mean(common), by_phase, spread)
+
+
+def _mean(slowdowns: Sequence[tuple[float, int]]) -> float:
+    """Of slowdowns and the number of steps that each is from."""
+    return round(sum(one * steps for one, steps in slowdowns) / sum(steps for _, steps in slowdowns), 4)
 
 
 def _write(content: Mapping[str, Any], path: Path) -> Path:
