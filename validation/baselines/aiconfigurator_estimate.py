@@ -30,7 +30,7 @@ from revati.validate.options import validation_dir
 from revati.validate.predictions import Prediction, write_csv
 from revati.validate.runs import Case, Unsupported, model_shape, read_cases
 
-SYSTEMS = {"h200": "h200_sxm"}
+SYSTEMS = {"h100": "h100_sxm", "h200": "h200_sxm"}
 ROUNDS = 12
 
 Estimate = Callable[[int], EstimateResult]
@@ -116,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", type=Path, nargs="*", default=[validation_dir() / "runs"])
     parser.add_argument("--out", type=Path, default=validation_dir() / "predictions" / "aiconfigurator.csv")
     arguments = parser.parse_args(argv)
-    write_csv({case.name: predict(case) for case in read_cases(arguments.folders)}, arguments.out)
+    cases = [case for case in read_cases(arguments.folders) if case.description["engine"] == "vllm"]
+    write_csv({case.name: predict(case) for case in cases}, arguments.out)
 
 
 if __name__ == "__main__":

@@ -187,7 +187,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", type=Path, nargs="*", default=[validation_dir() / "runs"])
     parser.add_argument("--out", type=Path, default=validation_dir() / "predictions" / "roofline.csv")
     arguments = parser.parse_args(argv)
-    write_csv({case.name: predict(case) for case in read_cases(arguments.folders)}, arguments.out)
+    cases = [case for case in read_cases(arguments.folders) if case.description["engine"] == "vllm"]
+    write_csv({case.name: predict(case) for case in cases}, arguments.out)
 
 
 if __name__ == "__main__":
