@@ -1,15 +1,18 @@
 """Kernels of recorded SGLang scenes as rows of the kernel database.
 
-    python -m revati.profile.sglang_kernels --scenes DIR/scenes_tp1 --run DIR/host_tp1 --tp 1 --out FILE
+    python -m revati.profile.sglang_kernels --scenes DIR/scenes_tp1 --run DIR/scenes_tp1 --tp 1 --out FILE
 
-Only kernels that a launch describes fully: GEMMs, attention and collectives are measured on their own.
+Only kernels that a launch describes fully, and the all-reduce of SGLang's own: GEMMs, attention and other
+collectives are measured on their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +26,23 @@ from revati.timing.launches import ARGMAX, row_width
 from revati.timing.schema import rows_to_table
 
 _MEASURED_ALONE = ("gemm", "attention", "combine", "collective")
+_ALL_REDUCE = re.compile(r"sglang::cross_device_reduce_([12]stage)")
+_NORM = "RMSNorm"  # has a block for each token of a step, padded as its graph is
 
 
 def rows(scenes: Path, run: dict[str, Any], tp: int) -> list[Row]:
     """One row a launch: its median duration over all scenes."""
     shape = rank_shape(run["model"], tp)
     durations: dict[tuple[Any, ...], list[float]] = {}
-    for event in pq.read_table(scenes / "activities.parquet").to_pylist():
+    events = pq.read_table(scenes / "activities.parquet").to_pylist()
+    for event in events:
         if event["kind"] != "kernel" or family(event["name"]) in _MEASURED_ALONE:
             continue
         grid = event["grid_x"], event["grid_y"], event["grid_z"]
         threads = event["block_x"] * event["block_y"] * event["block_z"]
         key = event["name"], grid, threads, event["shared_bytes"]
         durations.setdefault(key, []).append(event["dur_us"])
-    environment = run["environment"]
-    provenance = {
-        "method": "cupti",
-        "measured_at": run["recorded_at"],
-        "driver": environment["gpus"][0].split(",")[1].strip(),
-        "libraries": f"torch={environment['torch']} sglang={run['engine_version']}",
-    }
+    provenance = _provenance(run)
     result: list[Row] = []
     for (name, grid, threads, shared_bytes), found in durations.items():
         kind = family(name)
@@ -65,7 +65,55 @@ def rows(scenes: Path, run: dict[str, Any], tp: int) -> list[Row]:
                 **summary(found),
             }
         )
+    if tp > 1:
+        for (stage, nbytes), found in all_reduces(events, 2 * shape.hidden).items():
+            reduced = {"kind": "collective", "kernel": "all_reduce", "variant": f"sglang_custom_{stage}"}
+            result.append(
+                {
+                    **reduced,
+                    "dtype": "bfloat16",
+                    "nbytes": nbytes,
+                    "ranks": tp,
+                    **provenance,
+                    **summary(found),
+                }
+            )
     return result
+
+
+def all_reduces(events: Sequence[dict[str, Any]], token_bytes: int) -> dict[tuple[str, int], list[float]]:
+    """Durations in µs of SGLang's own all-reduce, by its kind and what one rank puts in.
+
+    A rank's kernel lasts from its own start until all have come: that of the last one tells how long the
+    reduction takes, so of each call the shortest among the ranks counts.
+    """
+    tokens: dict[tuple[str, int], int] = {}  # by scene and step
+    calls: dict[tuple[str, int], dict[str, list[tuple[str, float]]]] = {}  # then by rank, in order
+    for event in sorted(events, key=lambda event: float(event["ts_us"])):
+        scene, _, rank = event["scene"].rpartition("_tp")
+        step = scene, event["step"]
+        if event["step"] < 0:
+            continue
+        if _NORM in event["name"]:
+            tokens.setdefault(step, event["grid_x"])
+        elif found := _ALL_REDUCE.search(event["name"]):
+            calls.setdefault(step, {}).setdefault(rank, []).append((found[1], event["dur_us"]))
+    durations: dict[tuple[str, int], list[float]] = {}
+    for step, by_rank in calls.items():
+        for together in zip(*by_rank.values(), strict=True):
+            size = together[0][0], tokens[step] * token_bytes
+            durations.setdefault(size, []).append(min(duration_us for _, duration_us in together))
+    return durations
+
+
+def _provenance(run: dict[str, Any]) -> Row:
+    environment = run["environment"]
+    return {
+        "method": "cupti",
+        "measured_at": run["recorded_at"],
+        "driver": environment["gpus"][0].split(",")[1].strip(),
+        "libraries": f"torch={environment['torch']} sglang={run['engine_version']}",
+    }
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -29,9 +29,13 @@ from revati.profile.host_samples import Samples
 
 Array = npt.NDArray[np.float64]
 _LEAST = 20  # observations of a phase and kind
-_NO_WAIT_US = 150.0  # a turn whose waits for earlier sends add up to less has waited for none
+_NO_WAIT_US = 150.0  # a turn whose waits for earlier sends, or for a GPU, add up to less has waited for none
 _CLEAR_US = 300.0  # a message is there, or is waited for, if it is so by this much
 HEADER = "# Made by python -m revati.profile.sglang_host_fit; see revati/virtual_time/host_table.py.\n"
+
+
+class TooFewTurnsError(ValueError):
+    """The logs don't tell all costs of a stage; the message names those that are missing."""
 
 
 class Stage:
@@ -120,9 +124,12 @@ def add_samples(found: dict[tuple[str, str], Samples], stages: list[Stage], laye
         for kind, mode in (("full", "DECODE"), ("eager", "EXTEND")):
             use = stage.processed & (stage.columns["processed_mode"] == mode)
             add("update", kind, stage.us("wake", "process_end")[use], requests[use])
-        if not first and not last:  # the others wait for a GPU there
-            use = stage.processed
-            add("collect", "any", stage.us("outputs_end", "process_begin")[use], requests[use])
+        # The first and the last stage wait for a GPU there, unless the tokens have been there before.
+        if len(stages) == 2 or not (first or last):
+            collect_us, use = stage.us("outputs_end", "process_begin"), stage.processed
+            if first or last:
+                use = use & (collect_us < _NO_WAIT_US)
+            add("collect", "any", collect_us[use], requests[use])
         use, ends = stage.processed, stage.us("process_end", "end")
         if not last:
             sent = np.isfinite(stage.at("hidden_sent"))
@@ -185,9 +192,19 @@ def _token_messages(sender: Stage, receiver: Stage, launches: bool) -> tuple[Arr
 
 
 def pipeline_phases(folders: Sequence[Path], layers: int) -> Phases:
-    """The table's section for engines of several stages with ``layers`` decoder layers each."""
+    """The table's section for engines of several stages with ``layers`` decoder layers each.
+
+    Raises:
+        TooFewTurnsError: some costs were observed too seldom.
+    """
     samples: dict[tuple[str, str], Samples] = {}
     ways = [add_samples(samples, load_stages(folder), layers) for folder in folders]
+    counts = {of: sum(map(len, sample.cost_us)) for of, sample in samples.items()}
+    if rare := [
+        f"{phase} ({kind}): {counts[phase, kind]}" for phase, kind in counts if counts[phase, kind] < _LEAST
+    ]:
+        names = ", ".join(folder.name for folder in folders)
+        raise TooFewTurnsError(f"{names}: fewer than {_LEAST} observations of {', '.join(rare)}")
     phases = fit(samples, least=_LEAST)
     eager = phases["execute"]["eager"]
     eager["per_layer_us"] = eager.pop("base_us")

@@ -1,9 +1,9 @@
 """Real SGLang on real GPUs: measured runs, step logs for a host table, and kernel scenes.
 
-    python -m revati.profile.sglang_runs --out DIR --engine tp1 [--gpus 0] [--trace RATE=FILE ...]
+    python -m revati.profile.sglang_runs --out DIR --engine tp1 [--gpu h200] [--gpus 0] [--repeats 1]
 
-One engine with SGLang's default settings and dummy weights serves, in this order: each open-loop workload
-(a folder ``DIR/<model>_<engine>_sg_r<rate>`` in the format of `revati.validate`), the synthetic segments of
+One engine with SGLang's default settings and dummy weights serves, in this order: its workloads in rounds
+(a folder a run, named and written as `revati.validate` reads them), the synthetic segments of
 `revati.profile.host_calibration` (``DIR/host_<engine>``) and scenes under PyTorch's profiler
 (``DIR/scenes_<engine>``).  Results are written as they come.  Latencies count from the scheduled arrival;
 the load generator runs in the process of SGLang's tokenizer manager, without HTTP and without a tokenizer.
@@ -35,8 +35,7 @@ from revati.profile.host_engine import convert_scenes
 from revati.profile.host_load import EngineCase, Request, segments, write_model
 from revati.profile.host_probe import python_probes
 from revati.profile.machine import cpu_name, gpu_query
-from revati.workload.lengths import LognormalLengths
-from revati.workload.workload import Workload
+from revati.profile.truth.cases import Load
 
 now = time.monotonic
 SEED = 1234
@@ -44,35 +43,70 @@ SEED = 1234
 ENVIRONMENT = {"SGLANG_OPT_USE_CUSTOM_ALL_REDUCE_V2": "0"}
 
 
+SHAREGPT = {"kind": "lognormal"}
+
+
+def _poisson(request_rate_per_s: int, num_requests: int) -> Load:
+    return Load(
+        f"sg_r{request_rate_per_s}",
+        "poisson",
+        SHAREGPT,
+        request_rate_per_s=request_rate_per_s,
+        seconds=num_requests / request_rate_per_s,
+        seed=SEED,
+    )
+
+
+# More than any engine keeps up with: what it can serve.
+SATURATED = (
+    Load(
+        "off_2048x32",
+        "offline",
+        {"kind": "fixed", "prompt_tokens": 2048, "output_tokens": 32},
+        num_requests=200,
+        seed=SEED,
+    ),
+    Load("off_sg", "offline", SHAREGPT, num_requests=400, seed=SEED),
+)
+
+
 @dataclass(frozen=True)
 class Case:
-    """One engine: its settings, the request rates (1/s) and numbers of requests of its workloads."""
+    """One engine: its settings, its workloads, and the scenes to trace (requests and tokens)."""
 
     model: str
+    loads: tuple[Load, ...]
     engine_args: dict[str, Any] = field(default_factory=dict)
-    workloads: dict[int, int] = field(default_factory=dict)
     brief: bool = True
     decodes: tuple[int, ...] = ()
     prefills: tuple[int, ...] = ()
+
+    def parallel(self, way: str) -> int:
+        """Ranks; way is tp or pp."""
+        return int(self.engine_args.get(f"{way}_size", 1))
 
 
 CASES = {
     "tp1": Case(
         "llama13b",
-        {},
-        {6: 150, 12: 240},
+        (_poisson(6, 150), _poisson(10, 200), _poisson(12, 240)),
         brief=False,
         decodes=(1, 2, 4, 8, 16, 32, 64, 128, 256, 300),
         prefills=(16, 64, 128, 256, 512, 1024, 2048, 4000, 8000),
     ),
     "tp2": Case(
         "llama13b",
+        (_poisson(12, 240), _poisson(20, 360), *SATURATED),
         {"tp_size": 2},
-        {12: 240, 20: 360},
         decodes=(1, 8, 32, 128, 256),
-        prefills=(128, 1024, 4000),
+        prefills=(128, 512, 768, 1024, 1500, 4000),
     ),
-    "pp4": Case("llama13b", {"pp_size": 4}, {12: 240, 24: 400}, decodes=(8, 64), prefills=(1024,)),
+    "pp2": Case(
+        "llama13b", (_poisson(12, 240), *SATURATED), {"pp_size": 2}, decodes=(8, 64), prefills=(1024,)
+    ),
+    "pp4": Case(
+        "llama13b", (_poisson(12, 240), _poisson(24, 400)), {"pp_size": 4}, decodes=(8, 64), prefills=(1024,)
+    ),
 }
 
 
@@ -83,8 +117,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--engine", choices=sorted(CASES), required=True)
+    parser.add_argument("--gpu", default="h200", help="what conf/gpu calls these GPUs")
     parser.add_argument("--gpus", help="CUDA_VISIBLE_DEVICES of this engine, such as 1,2")
-    parser.add_argument("--trace", nargs="*", default=[], metavar="RATE=FILE", help="replay these instead")
+    parser.add_argument("--loads", nargs="*", metavar="NAME", help="only these of the engine's workloads")
+    parser.add_argument("--repeats", type=int, default=1, help="serve each workload so often, in rounds")
     parser.add_argument("--scale", type=float, default=1.0, help="share of each workload's requests")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="further engine arguments")
     parser.add_argument("--layers", type=int, help="decoder layers instead of the model's")
@@ -97,19 +133,24 @@ def main(argv: list[str] | None = None) -> int:
     case.engine_args.update(
         {name: json.loads(value) for name, _, value in (s.partition("=") for s in arguments.set)}
     )
-    traces = {int(rate): Path(path) for rate, _, path in (t.partition("=") for t in arguments.trace)}
-    Session(arguments, case, traces).run()
+    known = [load.name for load in case.loads]
+    if unknown := set(arguments.loads or ()) - set(known):
+        parser.error(f"--loads {' '.join(sorted(unknown))}; accepted: {' '.join(known)}")
+    Session(arguments, case).run()
     return 0
 
 
 class Session:
     """One engine and what is done with it."""
 
-    def __init__(self, arguments: argparse.Namespace, case: Case, traces: dict[int, Path]) -> None:
+    def __init__(self, arguments: argparse.Namespace, case: Case) -> None:
         from sglang.srt.entrypoints.engine import Engine
 
         self.name: str = arguments.engine
-        self.case, self.traces, self.out, self.scale = case, traces, arguments.out, arguments.scale
+        self.gpu: str = arguments.gpu
+        self.repeats: int = arguments.repeats
+        self.case, self.out, self.scale = case, arguments.out, arguments.scale
+        self.loads = [load for load in case.loads if load.name in (arguments.loads or [load.name])]
         self.parts = arguments.only or ("runs", "host", "scenes")
         self.rng = random.Random(SEED)
         changes = {"num_hidden_layers": arguments.layers} if arguments.layers else {}
@@ -146,8 +187,9 @@ class Session:
         gc.collect()
         gc.freeze()
         if "runs" in self.parts:
-            for rate, count in self.case.workloads.items():
-                await self.measured_run(rate, max(2, int(count * self.scale)))
+            for repeat in range(self.repeats):
+                for load in self.loads:
+                    await self.measured_run(load, repeat)
         if "host" in self.parts:
             await self.calibrate()
         if "scenes" in self.parts:
@@ -156,31 +198,16 @@ class Session:
     async def flush(self) -> None:
         await self.engine.tokenizer_manager.flush_cache()
 
-    async def measured_run(self, rate: int, count: int) -> None:
-        """Serve one open-loop workload and write it like the shared measured runs."""
-        workload = (
-            Workload.from_trace(self.traces[rate])
-            if rate in self.traces
-            else Workload.from_poisson(
-                f"sg_r{rate}",
-                request_rate_per_s=rate,
-                num_requests=count,
-                lengths=LognormalLengths(),
-                seed=SEED,
-            )
-        )
-        if rate in self.traces and self.scale == 1.0:
-            count = len(workload)
-        requests = [
-            Request(
-                float(workload.arrival_s[i]), int(workload.prompt_tokens[i]), int(workload.output_tokens[i])
-            )
-            for i in range(count)
-        ]
+    async def measured_run(self, load: Load, repeat: int) -> None:
+        """Serve one workload and write it like the shared measured runs; repeats count from 0."""
+        workload = load.requests()
+        workload = workload.first(max(2, int(len(workload) * self.scale)))
+        columns = (workload.arrival_s, workload.prompt_tokens, workload.output_tokens)
+        requests = [Request(float(at), int(n), int(m)) for at, n, m in zip(*columns, strict=True)]
         await self.flush()
         self.outcomes.clear()
         self.engine.collective_rpc("clear_step_log")
-        name = f"{self.case.model}_{self.name}_sg_r{rate}"
+        name = self.run_name(load, repeat)
         start = await self.segment(name, requests)
         folder = self.out / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -191,12 +218,11 @@ class Session:
         description = engine | {
             "case": name,
             "workload": {
-                "kind": "poisson",
-                "shape": "sg",
-                "request_rate_per_s": rate,
-                "num_requests": count,
-                "seed": None if rate in self.traces else SEED,
-                "replayed": str(self.traces[rate].name) if rate in self.traces else None,
+                "kind": load.arrivals,
+                "lengths": dict(load.lengths),
+                "request_rate_per_s": load.request_rate_per_s or None,
+                "num_requests": len(workload),
+                "seed": load.seed,
                 "sampling": "temperature 0, ignore_eos, max_new_tokens=output_tokens, random prompts, "
                 "no shared prefix",
             },
@@ -204,6 +230,13 @@ class Session:
         }
         (folder / "run.json").write_text(json.dumps(description, indent=1, default=str))
         self.say(f"{name}: {json.dumps(description['measured'])}")
+
+    def run_name(self, load: Load, repeat: int) -> str:
+        """As validation/runs has it, where GPUs other than H200s are in the name."""
+        gpu = "" if self.gpu == "h200" else f"{self.gpu}-"
+        ranks = f"tp{self.case.parallel('tp')}_pp{self.case.parallel('pp')}"
+        name = f"{gpu}sglang-{self.case.model}_{ranks}_{load.name}"
+        return name + (f"_rep{repeat + 1}" if repeat else "")
 
     async def calibrate(self) -> None:
         """Serve the synthetic segments of the host calibration, under the step log."""
@@ -239,6 +272,7 @@ class Session:
         for batch in self.case.decodes:
             await self.trace_decode(batch, folder / f"decode_{batch}")
         await asyncio.sleep(1.0)  # later pipeline stages write after the answer
+        (folder / "run.json").write_text(json.dumps(self.describe(), indent=1, default=str))
         convert_scenes(folder)
         self.say(f"scenes: {now() - first:.1f} s")
 
@@ -259,7 +293,7 @@ class Session:
     async def write_steps(self, folder: Path, start_s: float) -> None:
         """Have every rank write its log; rank 0's, from ``start_s`` on, becomes steps.parquet."""
         self.engine.collective_rpc("write_step_log", folder=str(folder))
-        ranks = int(self.case.engine_args.get("tp_size", 1)) * int(self.case.engine_args.get("pp_size", 1))
+        ranks = self.case.parallel("tp") * self.case.parallel("pp")
         deadline = now() + 10
         while len(list(folder.glob("steps_*.parquet"))) < ranks and now() < deadline:
             await asyncio.sleep(0.05)
@@ -314,7 +348,7 @@ class Session:
             "interface": "Engine.async_generate, scheduler in a process of its own",
             "model": self.case.model,
             "num_layers": self.config["num_hidden_layers"],
-            "gpu": "h200",
+            "gpu": self.gpu,
             "num_gpus": settings.tp_size * settings.pp_size,
             "tensor_parallel_size": settings.tp_size,
             "pipeline_parallel_size": settings.pp_size,

@@ -30,23 +30,21 @@ def register() -> None:
     recorder = SceneRecorder()
     HookRegistry.register(_FORWARD, recorder.forward, HookType.AROUND)
     # Functions, since a bound method in a class would not receive the scheduler.
-    Scheduler.start_scene = lambda scheduler: recorder.start(scheduler)
+    Scheduler.start_scene = lambda scheduler: recorder.start()
     Scheduler.stop_scene = lambda scheduler, path: recorder.stop(scheduler, path)
 
 
 class SceneRecorder:
-    """Traces the forward passes of one rank; ranks of a tensor-parallel group do the same work."""
+    """Traces the forward passes of one rank; all ranks together tell how long a reduction waits."""
 
     def __init__(self) -> None:
         self._profile: Any = None
         self._steps: list[dict[str, Any]] = []
 
-    def start(self, scheduler: Any) -> None:
+    def start(self) -> None:
         """Start to trace kernels, and to note each step's query and context lengths."""
         import torch
 
-        if scheduler.ps.tp_rank != 0:
-            return
         self._steps = []
         self._profile = torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -54,12 +52,12 @@ class SceneRecorder:
         self._profile.start()
 
     def stop(self, scheduler: Any, path: str) -> None:
-        """Write <path>_pp<rank>.trace.json and .steps.json."""
+        """Write <path>_tp<rank>_pp<rank>.trace.json and .steps.json."""
         if self._profile is None:
             return
         profile, self._profile = self._profile, None
         profile.stop()
-        stem = f"{path}_pp{scheduler.ps.pp_rank}"
+        stem = f"{path}_tp{scheduler.ps.tp_rank}_pp{scheduler.ps.pp_rank}"
         Path(stem).parent.mkdir(parents=True, exist_ok=True)
         profile.export_chrome_trace(f"{stem}.trace.json")
         Path(f"{stem}.steps.json").write_text(json.dumps(self._steps))

@@ -11,15 +11,15 @@ import numpy as np
 
 from revati.interception.core import Cost, LaunchKey, LaunchType, NativeCore, Work
 from revati.interception.gpu import GpuDescription
-from revati.timing.curve import extrapolated
 from revati.timing.estimate import Estimate, dtype_bytes
 from revati.timing.power import demand
 from revati.timing.source import TimingSource
 from revati.timing.usage import LaunchLog, Usage
 
 _DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "f8e4m3": "float8_e4m3", "s8": "int8"}
-_CUSTOM_ALL_REDUCE = re.compile(r"(\w+)::cross_device_reduce_([12]stage)")
-_MEASURED_ALL_REDUCE = "vllm"  # SGLang's was copied from it
+_CUSTOM_ALL_REDUCE = re.compile(r"(vllm|sglang)::cross_device_reduce_([12]stage)")
+# What `TimingSource.collective` calls them.
+_CUSTOM_PREFIX = {"vllm": "custom", "sglang": "sglang_custom"}
 
 
 class LaunchPricing:
@@ -104,9 +104,8 @@ class LaunchPricing:
             cost.per_tokens = cost.meets = 1
             nbytes, ranks = key.num_tokens * self._hidden_bytes, self._source.shape.tp
             cost.ranks = ranks
-            estimate = self._source.collective("all_reduce", nbytes, ranks, f"custom_{found[2]}")
-            if found[1] != _MEASURED_ALL_REDUCE:
-                estimate = extrapolated(estimate)
+            impl = f"{_CUSTOM_PREFIX[found[1]]}_{found[2]}"
+            estimate = self._source.collective("all_reduce", nbytes, ranks, impl)
             return name, f"{nbytes} bytes, {ranks} ranks", estimate
         grid, block = tuple(key.grid), tuple(key.block)
         estimate = self._source.kernel(name, grid, block, key.shared_bytes, key.num_tokens, self.num_reqs)

@@ -59,7 +59,7 @@ class TimingSource(Protocol):
         """out[m, n] = a[m, k] @ w[n, k]^T, ``batch`` times; m is the number of tokens."""
 
     def collective(self, op: str, nbytes: int, ranks: int, impl: str) -> Estimate:
-        """``nbytes`` is what one rank puts in; ``impl``: nccl, custom_1stage or custom_2stage."""
+        """``nbytes`` is what one rank puts in; ``impl``: nccl, [sglang_]custom_1stage or …_2stage."""
 
     def copy(self, direction: str, nbytes: int) -> Estimate:
         """``direction``: h2d, d2h, d2d or memset."""

@@ -104,7 +104,7 @@ class KernelTimer:
         )
 
     def collective(self, op: str, nbytes: int, ranks: int, impl: str) -> Estimate:
-        """``op``: all_reduce, all_gather, …; ``impl``: nccl, custom_1stage or custom_2stage."""
+        """``op``: all_reduce, all_gather, …; ``impl``: nccl, [sglang_]custom_1stage or …_2stage."""
         return self._collectives.estimate(op, nbytes, ranks, impl)
 
     def copy(self, direction: str, nbytes: int) -> Estimate:

@@ -10,6 +10,8 @@ from revati.timing.roofline import FLOOR_US, REL_STD, collective_roofline
 DIRECTIONS = ("h2d", "d2h", "d2d", "memset")
 # Operations that move as much as another one; ``nbytes`` is the smaller of a rank's two buffers in both.
 SIMILAR = {"reduce_scatter": "all_gather", "broadcast": "all_reduce", "reduce": "all_reduce"}
+# SGLang's own all-reduce was copied from vLLM's.
+COPIED = {"sglang_custom_1stage": "custom_1stage", "sglang_custom_2stage": "custom_2stage"}
 HOST_LINK_SHARE = 0.012  # of device memory bandwidth; only where no copy was measured
 
 
@@ -44,6 +46,8 @@ class CollectiveModel:
         curve = self._curves.get((op, impl, ranks))
         if curve is not None:
             return curve.estimate(nbytes, "collective")
+        if impl in COPIED:
+            return extrapolated(self.estimate(op, nbytes, ranks, COPIED[impl]))
         if op in SIMILAR and (SIMILAR[op], impl, ranks) in self._curves:
             return extrapolated(self._curves[SIMILAR[op], impl, ranks].estimate(nbytes, "collective"))
         nearest = self._nearest_ranks(op, impl, ranks)

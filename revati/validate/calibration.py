@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
-from revati.profile.sglang_pipeline_fit import pipeline_phases
+from revati.profile.sglang_pipeline_fit import TooFewTurnsError, pipeline_phases
 from revati.validate import host_log, turns
 from revati.validate.phase_costs import PhaseCosts
 from revati.validate.runs import CalibratedHost, Case, model_shape
@@ -66,6 +66,7 @@ def calibrated(case: Case, default: str, out: Path) -> CalibratedHost | None:
     """Write a case's host table into a folder; None where no other run of its engine has a step log.
 
     Pipeline stages of SGLang are calibrated on the own log of the case: their host changes from run to run.
+    Where that is too short to tell all costs, it is joined by the others of the same engine processes.
 
     Args:
         default: the table where the manifest names none; what either is based on is calibrated.
@@ -81,13 +82,17 @@ def calibrated(case: Case, default: str, out: Path) -> CalibratedHost | None:
 
 
 def _with_own_stages(case: Case, base: str, out: Path) -> CalibratedHost | None:
-    runs = [run for run in case.runs if (run.folder / "steps.parquet").is_file()]
+    runs = [run.folder for run in case.runs if (run.folder / "steps.parquet").is_file()]
     if not runs:
         return None
-    names = [run.name for run in runs]
     stages = int(case.description["pipeline_parallel_size"])
     layers = model_shape(case.description["model"]).num_hidden_layers // stages
-    phases = pipeline_phases([run.folder for run in runs], layers)
+    try:
+        phases = pipeline_phases(runs, layers)
+    except TooFewTurnsError:
+        runs += others(case)
+        phases = pipeline_phases(runs, layers)
+    names = [run.name for run in runs]
     path = _write({"base": base, "calibrated_on": names, "pipeline": phases}, out / f"{case.name}.yaml")
     return CalibratedHost(path, base, names)
 
@@ -122,20 +127,26 @@ def calibrate(runs: Sequence[Path], base: str) -> Calibration | None:
                 ratios.setdefault((phase, costs.kind), []).extend(_pairs(costs, table, description))
     by_phase: dict[str, dict[str, float]] = {}
     spread: dict[str, dict[str, Sequence[float]]] = {}
-    common: list[tuple[float, int]] = []  # slowdown, steps
+    steps: dict[str, list[tuple[float, int]]] = {}  # by phase: slowdown and number of each kind's
     for (phase, kind), pairs in sorted(ratios.items()):
         if len(pairs) >= LEAST_STEPS:
             slowdown, quantiles = _compare(np.array(pairs))
             by_phase.setdefault(phase, {})[kind] = slowdown
             spread.setdefault(phase, {})[kind] = quantiles
-            if phase in COMMON:
-                common.append((slowdown, len(pairs)))
+            steps.setdefault(phase, []).append((slowdown, len(pairs)))
+    common = [one for phase in COMMON for one in steps.get(phase, [])]
     if not common:
         return None
+    for phase, known in steps.items():  # kinds that no log shows are as slow as those shown
+        by_phase[phase].setdefault("any", _mean(known))
     if FRONTEND in by_phase:
         by_phase[OF_FRONTEND] = dict(by_phase[FRONTEND])
-    overall = sum(value * steps for value, steps in common) / sum(steps for _, steps in common)
-    return Calibration(base, tuple(run.name for run in runs), round(overall, 4), by_phase, spread)
+    return Calibration(base, tuple(run.name for run in runs), _mean(common), by_phase, spread)
+
+
+def _mean(slowdowns: Sequence[tuple[float, int]]) -> float:
+    """Of slowdowns and the number of steps that each is from."""
+    return round(sum(one * steps for one, steps in slowdowns) / sum(steps for _, steps in slowdowns), 4)
 
 
 def _write(content: Mapping[str, Any], path: Path) -> Path:

@@ -102,7 +102,9 @@ def test_two_ranks_are_folded_into_one_process(
     own = reduced.name.str.contains("sglang::cross_device_reduce_1stage<__nv_bfloat16, 2>", regex=False)
     assert own.any()
     assert (own == (nbytes <= LARGEST_CUSTOM_ALL_REDUCE_BYTES)).all()
-    # Its durations are those of vLLM's all-reduce, from which SGLang's was copied.
     assert set(reduced[own].kind) == {"collective"}
-    assert set(reduced[own].provenance) == {"extrapolated"}
+    # SGLang's own was measured between two GPUs, from a token of llama13b on.
+    measured = own & (nbytes >= 10240)
+    assert measured.any()
+    assert set(reduced[measured].provenance) <= {"measured", "interpolated"}
     assert reduced.gpu_time_us.min() > 0

@@ -66,6 +66,11 @@ def timer(tmp_path: Path) -> KernelTimer:
         row(kind="collective", kernel="all_reduce", variant="nccl", ranks=2, nbytes=b, median_us=us)
         for b, us in ((1024, 5.0), (4096, 8.0))
     ]
+    sums.append(
+        row(
+            kind="collective", kernel="all_reduce", variant="custom_1stage", ranks=2, nbytes=64, median_us=4.0
+        )
+    )
     gaps = [
         row(kind="gap", kernel="graph", variant=None, median_us=9.0),
         row(kind="gap", kernel="graph", variant="engine", median_us=0.25),
@@ -151,6 +156,8 @@ def test_copies_and_collectives(timer: KernelTimer) -> None:
     assert timer.collective("all_reduce", 1024, 2, "nccl").duration_us == 5.0
     assert timer.collective("all_reduce", 1024, 8, "nccl").provenance == "extrapolated"
     assert timer.collective("all_gather", 1024, 8, "nccl").provenance == "roofline"
+    copied = timer.collective("all_reduce", 64, 2, "sglang_custom_1stage")  # from vLLM's
+    assert (copied.duration_us, copied.provenance) == (4.0, "extrapolated")
     with pytest.raises(ValueError, match="h2d, d2h, d2d, memset"):
         timer.copy("sideways", 4)
 

@@ -20,7 +20,7 @@ STEP_S = 0.01
 TABLE = HostTable.load("h200_xeon", slowdown=1.0)
 
 
-def write_log(folder: Path, slowdown: float, count: int = 240) -> None:
+def write_log(folder: Path, slowdown: float, count: int = 240, execute_slowdown: float | None = None) -> None:
     """Decode steps of 1 to 16 requests, each phase `slowdown` times as long as the table says."""
     rows = []
     for step in range(count):
@@ -30,6 +30,7 @@ def write_log(folder: Path, slowdown: float, count: int = 240) -> None:
             1e-6 * slowdown * TABLE.phase_us(phase, "full", requests, num_layers=32)
             for phase in ("schedule", "execute", "sample")
         )
+        execute *= (execute_slowdown or slowdown) / slowdown
         if step % 10 == 9:
             execute *= 50  # a full launch queue: no cost of this host
         begin = step * STEP_S
@@ -73,6 +74,22 @@ def test_a_case_is_calibrated_on_the_other_runs_of_its_engine(
     assert 1.2 < ratio < 1.35
 
 
+def test_kinds_that_no_log_shows_are_as_slow_as_the_phase(
+    measured: Path, add_run: AddRun, tmp_path: Path
+) -> None:
+    add_run("own", engine_start_s=1.0)
+    write_log(add_run("other", engine_start_s=1.0), slowdown=1.3, execute_slowdown=2.6)
+    case = next(case for case in read_cases([measured]) if case.name == "own")
+    found = calibrated(case, "h200_xeon", tmp_path)
+    assert found is not None
+    table = HostTable.load(str(found.path))
+    for phase, slowdown in (("execute", 2.6), ("update", 1.3)):
+        ratio = table.phase_us(phase, "eager", 8, num_layers=32) / TABLE.phase_us(
+            phase, "eager", 8, num_layers=32
+        )
+        assert ratio == pytest.approx(slowdown, rel=0.1), phase
+
+
 def test_without_another_run_of_its_engine_a_case_has_no_table_of_its_own(
     measured: Path, add_run: AddRun, tmp_path: Path
 ) -> None:
@@ -113,3 +130,14 @@ def test_stages_of_sglang_are_calibrated_on_their_own_logs(tmp_path: Path) -> No
         )
     slower, faster = launch_us
     assert 1.1 < slower / faster < 1.5
+
+
+def test_a_saturated_pipelines_log_is_joined_by_others_of_its_engine(tmp_path: Path) -> None:
+    (case,) = read_cases([validation_dir() / "runs"], "sglang-x2-llama13b_tp1_pp2_off_2048x32")
+    found = calibrated(case, "h200_xeon", tmp_path)
+    assert found is not None
+    assert [run.removeprefix("sglang-x2-llama13b_tp1_pp2_") for run in found.runs] == [
+        "off_2048x32",
+        "off_sg",
+        "sg_r12",
+    ]
