@@ -87,13 +87,12 @@ def samples_of(log: Log) -> dict[tuple[str, str], Samples]:
     launched = steps["requests"] > 0
     of_step = features(steps["requests"], steps["prefill_tokens"], steps["prefill_requests"])
     receive_us = log.us("recv_begin_s", "schedule_begin_s")
-    silent = steps["received"] == 0
     kind, any_kind = log.kinds("mode"), np.full(count, "any")
     schedule_us = turn_us(log) + log.us("schedule_begin_s", "run_begin_s")
     add("schedule", kind, schedule_us, launched, of_step)
     add("execute", kind, log.us("run_begin_s", "run_end_s"), launched, of_step)
-    each_us = (receive_us - turn_us(log)) / np.maximum(1, steps["received"])
-    add("input", any_kind, each_us, ~silent, features(np.zeros(count)))
+    for one, rows, cost_us in inputs(receive_us - turn_us(log), steps["received"]):
+        add("input", np.full(count, one), cost_us, rows, features(np.zeros(count)))
     processed = steps["processed_requests"] > 0
     of_processed = features(steps["processed_requests"])
     kind = log.kinds("processed_mode")
@@ -103,6 +102,21 @@ def samples_of(log: Log) -> dict[tuple[str, str], Samples]:
     add("output", any_kind, log.us("process_end_s", "end_s"), processed, of_processed)
     found[("frontend_busy", "any")] = _frontend_samples(log, layers)
     return found
+
+
+def inputs(new_us: Array, received: Any) -> tuple[tuple[str, Any, Array], ...]:
+    """What turns tell of new requests: kind, rows and cost in µs of one.
+
+    Kind idle is the first request of a turn, busy each further one: all come in one message list.
+
+    Args:
+        new_us: what a turn took longer than a silent one.
+        received: how many messages came.
+    """
+    alone, several = received == 1, received > 1
+    first_us = float(np.median(new_us[alone])) if alone.any() else 0.0
+    further_us = np.maximum(1.0, (new_us - first_us) / np.maximum(1, received - 1))
+    return ("idle", alone, new_us), ("busy", several, further_us)
 
 
 def turn_us(log: Log) -> float:

@@ -26,6 +26,7 @@ import yaml
 
 from revati.profile.host_model import Phases, fit
 from revati.profile.host_samples import Samples
+from revati.profile.sglang_host_fit import inputs
 
 Array = npt.NDArray[np.float64]
 _LEAST = 20  # observations of a phase and kind
@@ -100,8 +101,8 @@ def add_samples(found: dict[tuple[str, str], Samples], stages: list[Stage], laye
         else:
             use = silent & np.isfinite(receive_us)
             add("requests_receive", "any", receive_us[use], requests[use])
-        new_us = (receive_us - silent_us + take_us) / np.maximum(1.0, stage.columns["received"])
-        add("input", "any", new_us[~silent], requests[~silent])
+        for kind, use, cost_us in inputs(receive_us - silent_us + take_us, stage.columns["received"]):
+            add("input", kind, cost_us[use], requests[use])
         if not last:
             use = silent & stage.free
             add("requests_send", "any", stage.us("input_end", "requests_sent")[use], requests[use])
@@ -200,6 +201,8 @@ def pipeline_phases(folders: Sequence[Path], layers: int) -> Phases:
     samples: dict[tuple[str, str], Samples] = {}
     ways = [add_samples(samples, load_stages(folder), layers) for folder in folders]
     counts = {of: sum(map(len, sample.cost_us)) for of, sample in samples.items()}
+    if counts.get(("input", "busy"), 0) < _LEAST:  # hardly ever several at once: the first one stands for all
+        counts.pop(("input", "busy"), None)
     if rare := [
         f"{phase} ({kind}): {counts[phase, kind]}" for phase, kind in counts if counts[phase, kind] < _LEAST
     ]:

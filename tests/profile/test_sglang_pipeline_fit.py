@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from revati.profile.sglang_host_fit import inputs
 from revati.profile.sglang_pipeline_fit import TooFewTurnsError, pipeline_phases
 from revati.validate.options import validation_dir
 
@@ -30,3 +32,11 @@ def test_a_saturated_run_has_too_few_turns() -> None:
         TooFewTurnsError, match=r"off_2048x32: fewer than 20 observations of .*collect \(any\)"
     ):
         pipeline_phases([validation_dir() / "runs" / "sglang-x2-llama13b_tp1_pp2_off_2048x32"], layers=20)
+
+
+def test_requests_that_come_together_share_what_the_first_one_costs() -> None:
+    received = np.array([0, 1, 1, 1, 4, 2])
+    new_us = np.array([0.0, 290.0, 300.0, 310.0, 600.0, 250.0])  # the last one took less than one alone
+    (idle, alone, alone_us), (busy, several, further_us) = inputs(new_us, received)
+    assert (idle, alone_us[alone].tolist()) == ("idle", [290.0, 300.0, 310.0])
+    assert (busy, further_us[several].tolist()) == ("busy", [100.0, 1.0])

@@ -21,7 +21,7 @@ from revati.engines.sglang.scheduler import SteppedScheduler
 from revati.engines.sglang.settings import server_arguments
 from revati.spec import DeploymentSpec
 from revati.timing.attach import LaunchPricing
-from revati.virtual_time.host import IDLE_STEP, HostMeter
+from revati.virtual_time.host import HostMeter, message_shape
 
 
 class SglangReplica:
@@ -48,6 +48,7 @@ class SglangReplica:
         except (ValueError, AssertionError, RuntimeError, torch.OutOfMemoryError) as error:
             raise InfeasibleError(f"{type(error).__name__}: {error}") from error
         self.settings = settings
+        self._taken = 0  # requests out of the queue since the last step
 
     @property
     def kv_cache_blocks(self) -> int:
@@ -57,13 +58,15 @@ class SglangReplica:
     def add(self, request: Request) -> None:
         """Take one request out of the input queue."""
         message = self._message(request)
-        with self._meter.phase("input", IDLE_STEP):
+        with self._meter.phase("input", message_shape(self._taken > 0, len(request.prompt_token_ids))):
             self.scheduler.process_input_requests([message])
+        self._taken += 1
 
     def has_work(self) -> bool:
         return bool(self.scheduler.has_work())
 
     def step(self) -> Sequence[RequestOutput]:
+        self._taken = 0
         sent: list[RequestOutput] = []
         for output in self.scheduler.turn():
             if not isinstance(output, BatchTokenIDOutput):

@@ -18,7 +18,7 @@ from revati.spec import ModelShape
 from revati.timing.attach import LaunchPricing
 from revati.timing.estimate import RankShape
 from revati.timing.source import source
-from revati.virtual_time.host import IDLE_STEP
+from revati.virtual_time.host import message_shape
 
 if TYPE_CHECKING:
     from revati.engines.sglang.processes import SglangProcess
@@ -47,9 +47,9 @@ class EmulatedScheduler:
     def take_inputs(self, process_input: Callable[..., Any], messages: Any) -> None:
         from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
 
-        for message in messages or ():
-            if isinstance(message, TokenizedGenerateReqInput):
-                self._meter.charge("input", IDLE_STEP)
+        requests = [m for m in messages or () if isinstance(m, TokenizedGenerateReqInput)]
+        for number, request in enumerate(requests):
+            self._meter.charge("input", message_shape(number > 0, len(request.input_ids or ())))
         process_input(messages)
 
     def process(self, process_batch_result: Callable[..., Any], batch: Any, result: Any) -> None:
