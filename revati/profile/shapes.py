@@ -14,8 +14,8 @@ from revati.timing.estimate import RankShape
 GRAPH_TOKENS = (1, 2, 4, *range(8, 257, 8), *range(272, 513, 16))
 ODD_TOKENS = (3, 12, 27, 50, 100, 143, 300, 450, 1000, 1500, 3000, 5000, 7000, 8191)
 EAGER_TOKENS = (
-    *range(576, 2049, 64),
-    *range(2176, 4097, 128),
+    *range(544, 1025, 32),
+    *range(1088, 4097, 64),
     *range(4352, 8193, 256),
     *range(9216, 16385, 1024),
 )

@@ -43,14 +43,17 @@ class TokenCurve:
         self._usual = Curve(measured.at, tuple(reversed(usual_us)))
 
     def estimate(self, m: int) -> Estimate:
-        """In between on a line, for many tokens halfway to what all that fit the same row of tiles take."""
+        """In between on a line, for many tokens halfway to a neighbour in the same row of tiles."""
         at = self._measured.at
         i = bisect.bisect_left(at, m)
         if i < len(at) and at[i] == m:
             return self._measured.estimate(m, "gemm")
         between = self._usual.estimate(m, "gemm")
-        if m > UNTILED_TOKENS and 0 < i < len(at) and _row(int(at[i])) == _row(m):
-            return replace(between, duration_us=0.5 * (between.duration_us + self._usual.duration_us[i]))
+        if m > UNTILED_TOKENS and 0 < i < len(at):
+            for neighbour in (i, i - 1):
+                if _row(int(at[neighbour])) == _row(m):
+                    same_row_us = self._usual.duration_us[neighbour]
+                    return replace(between, duration_us=0.5 * (between.duration_us + same_row_us))
         return between
 
 

@@ -45,7 +45,7 @@ def test_a_budget_is_kept_and_a_long_unit_lets_shorter_ones_pass() -> None:
 
 
 def test_what_the_database_has_is_not_planned_again() -> None:
-    assert units_of(EVERYTHING, Known.of(db.read(paths.kernel_db_dir(), "h200"))) == []
+    assert units_of(EVERYTHING, Known.of(db.read(paths.kernel_db_dir(), "h100"))) == []
     shapes = ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008), (32000, 4096))
     first_pass = Known(tokens={shape: frozenset(COARSE_TOKENS) for shape in shapes})
     units = {(one.family, one.name) for one in units_of(EVERYTHING, first_pass)}
@@ -62,9 +62,9 @@ def test_the_plan_is_shown_without_a_gpu(capsys: pytest.CaptureFixture[str], tmp
 
 
 def test_the_first_pass_leaves_a_small_error_between_its_tokens() -> None:
-    """On the H200's own curves, interpolated at the tokens of the second pass."""
+    """On the H100's own curves, interpolated at the tokens of the second pass."""
     curves: dict[tuple[int, int], dict[int, float]] = {}
-    for row in db.rows(db.read(paths.kernel_db_dir(), "h200"), ["m", "n", "k", "median_us"], kind="gemm"):
+    for row in db.rows(db.read(paths.kernel_db_dir(), "h100"), ["m", "n", "k", "median_us"], kind="gemm"):
         curves.setdefault((row["n"], row["k"]), {})[row["m"]] = row["median_us"]
     missed = total = 0.0
     for own in curves.values():

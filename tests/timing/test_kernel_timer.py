@@ -104,6 +104,15 @@ def test_a_poor_choice_of_kernel_says_nothing_about_its_neighbours() -> None:
     assert curve.estimate(800).provenance == "interpolated"
 
 
+@pytest.mark.parametrize(("m", "same_row_us"), [(600, 50.0), (700, 60.0)])
+def test_a_row_of_tiles_takes_as_long_from_its_first_token_to_its_last(m: int, same_row_us: float) -> None:
+    """Rows of 128 tokens end at 640 and 768: 600 shares one with 576, 700 with 704."""
+    at, duration_us = (576.0, 704.0), (50.0, 60.0)
+    on_a_line = 50.0 + 10.0 * (m - 576) / 128
+    found = TokenCurve(Curve(at, duration_us)).estimate(m)
+    assert found.duration_us == pytest.approx((on_a_line + same_row_us) / 2)
+
+
 def test_gemm_of_an_unseen_shape_borrows_efficiency(timer: KernelTimer) -> None:
     one, twice = (timer.gemm(64, n, 512, "bfloat16", "bfloat16") for n in (512, 1024))
     assert twice.provenance == "extrapolated"
