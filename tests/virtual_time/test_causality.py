@@ -5,17 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from revati.virtual_time.domain import Domain
 from tests.virtual_time.members import PROGRAMS, Members, line_of
-
-
-class Stalled(Exception):
-    """The domain ended itself, because nobody in it could go on."""
 
 
 def exchange(processes: int, messages: int, load: int = 0, **options: Any) -> dict[str, float]:
@@ -26,8 +21,7 @@ def exchange(processes: int, messages: int, load: int = 0, **options: Any) -> di
             command = [sys.executable, PROGRAMS / "messages.py", str(processes), str(messages), "1"]
             process = domain.start(command, stdout=subprocess.PIPE, text=True)
             output, _ = process.communicate(timeout=600)
-            if domain.ended is not None:
-                raise Stalled(domain.ended)
+            assert domain.ended is None
             report: dict[str, float] = json.loads(output)
             return report
     finally:
@@ -58,13 +52,7 @@ def test_many_messages_with_charged_cpu_time() -> None:
 
 def test_the_checker_sees_jumps_past_messages_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REVATI_TEST_BREAK", "scan")
-    for _ in range(3):
-        # Broken, two domains in a hundred stall and measure nothing.
-        with suppress(Stalled):
-            report = exchange(processes=16, messages=4800, load=1)
-            break
-    else:
-        pytest.fail("stalled three times")
+    report = exchange(processes=16, messages=4800, load=1)
     assert report["worst_late_us"] > 1000
 
 

@@ -107,7 +107,7 @@ void pick() {
   Domain &d = *segment;
   if (d.token != kNobody) return;
   d.duty = kNobody;
-  if (!d.break_scan) collect();
+  if (!d.break_scan || search() == kNobody) collect();
   wake_spinners();
   const int index = search();
   if (index == kNobody) return;
