@@ -23,6 +23,7 @@ ALLOWED = {
     "output": (1, 1, 0, 0, 0, 0),
     "send": (1, 0, 0, 0, 0, 0),
     "receive": (1, 0, 0, 0, 0, 0),
+    "broadcast": (1, 0, 0, 0, 0, 0),
     "requests_receive": (1, 0, 0, 0, 0, 0),
     "requests_send": (1, 0, 0, 0, 0, 0),
     "hidden_receive": (1, 0, 0, 0, 0, 0),

@@ -5,7 +5,9 @@
 A DIR holds one engine's logs as `sglang_runs` writes them.  Phases are those of a vLLM step, so that one
 table format serves both: *schedule* is a turn of the event loop up to the launch, *execute* launches the
 forward pass, sampling and the copy of the results, *update* processes the results of the step before.
-The frontend is SGLang's tokenizer manager.  A TP factor is what the same phase takes on rank 0 of several.
+Of decodes, schedule and update do not depend on how the forward pass runs, with a graph or without.  The
+frontend is SGLang's tokenizer manager.  With several ranks, a turn begins with their *broadcast* instead of
+a look at the sockets; a TP factor is what another phase takes on the slowest rank of each turn.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import copy
 import itertools
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,9 @@ from revati.profile.host_samples import Samples
 
 Array = npt.NDArray[np.float64]
 _LEAST = 5  # observations of a phase and kind
+# NCCL's all-reduces take over from SGLang's own above 8 MiB, at the earliest with so many tokens (of 8192
+# elements).  Launches of graphs that hold them wait for the GPU.
+_UNBLOCKED_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,7 @@ class Log:
     @classmethod
     def load(cls, folder: Path) -> Log:
         return cls(
-            {name: np.array(column) for name, column in _columns(folder / "steps_tp0_pp0.parquet").items()},
+            of_slowest_rank([_columns(path) for path in sorted(folder.glob("steps_tp*_pp0.parquet"))]),
             pq.read_table(folder / "requests.parquet").to_pylist(),
             json.loads((folder / "run.json").read_text()),
         )
@@ -63,9 +69,43 @@ class Log:
         return np.where(modes == "", "", np.where(graph == 0, "eager", kind))
 
 
-def _columns(path: Path) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
-    return columns
+def _columns(path: Path) -> dict[str, Any]:
+    return {name: np.array(column) for name, column in pq.read_table(path).to_pydict().items()}
+
+
+def of_slowest_rank(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Turns of tensor-parallel ranks as those of one: each turn of the rank that the others waited for.
+
+    A turn begins with a broadcast, at which all ranks meet: whoever had the most to do in the turn before
+    comes last, and receives without waiting.  What is sent, only the first rank sends.
+
+    Args:
+        ranks: columns of each rank's step log; all ranks take the same turns.
+
+    Returns:
+        Columns of one log, with `begin_s`, when the first rank began the turn.
+
+    Raises:
+        ValueError: they took different turns.
+    """
+    first = ranks[0]
+    if any(not np.array_equal(first["step"], other["step"]) for other in ranks[1:]):
+        raise ValueError("the step logs of the ranks have different turns")
+    slowest = np.argmax([_work_s(rank) for rank in ranks], axis=0)
+    turn = np.arange(len(slowest))
+    chosen = {name: np.stack([rank[name] for rank in ranks])[slowest, turn] for name in first}
+    receive_s = np.min([rank["schedule_begin_s"] - rank["recv_begin_s"] for rank in ranks], axis=0)
+    chosen["recv_begin_s"] = chosen["schedule_begin_s"] - receive_s
+    chosen |= {name: first[name] for name in ("send_begin_s", "send_end_s")}
+    return chosen | {"begin_s": first["recv_begin_s"]}
+
+
+def _work_s(steps: Mapping[str, Any]) -> Array:
+    """What each turn has to do between its broadcast and the next one, without waits for the GPU."""
+    launch = np.nan_to_num(steps["run_end_s"] - steps["schedule_begin_s"])
+    process = np.nan_to_num(steps["end_s"] - steps["wake_s"])
+    work: Array = launch + process
+    return work
 
 
 def samples_of(log: Log) -> dict[tuple[str, str], Samples]:
@@ -88,9 +128,15 @@ def samples_of(log: Log) -> dict[tuple[str, str], Samples]:
     of_step = features(steps["requests"], steps["prefill_tokens"], steps["prefill_requests"])
     receive_us = log.us("recv_begin_s", "schedule_begin_s")
     kind, any_kind = log.kinds("mode"), np.full(count, "any")
-    schedule_us = turn_us(log) + log.us("schedule_begin_s", "run_begin_s")
-    add("schedule", kind, schedule_us, launched, of_step)
-    add("execute", kind, log.us("run_begin_s", "run_end_s"), launched, of_step)
+    silent = (steps["received"] == 0) & launched
+    decision_us = log.us("schedule_begin_s", "run_begin_s")
+    if ranked := int(log.description["tensor_parallel_size"]) > 1:
+        add("broadcast", any_kind, receive_us, silent, features(np.zeros(count)))
+    else:
+        decision_us += turn_us(log)
+    add("schedule", _scheduled(kind, steps["mode"]), decision_us, launched, of_step)
+    blocked = ranked & (steps["graph"] == 1) & (steps["tokens"] > _UNBLOCKED_TOKENS)
+    add("execute", kind, log.us("run_begin_s", "run_end_s"), launched & ~blocked, of_step)
     for one, rows, cost_us in inputs(receive_us - turn_us(log), steps["received"]):
         add("input", np.full(count, one), cost_us, rows, features(np.zeros(count)))
     processed = steps["processed_requests"] > 0
@@ -98,10 +144,16 @@ def samples_of(log: Log) -> dict[tuple[str, str], Samples]:
     kind = log.kinds("processed_mode")
     done = steps["gpu_was_done"] == 1
     add("collect", any_kind, log.us("process_begin_s", "wake_s"), processed & done, of_processed)
+    kind = _scheduled(kind, steps["processed_mode"])
     add("update", kind, log.us("wake_s", "process_end_s"), processed, of_processed)
     add("output", any_kind, log.us("process_end_s", "end_s"), processed, of_processed)
     found[("frontend_busy", "any")] = _frontend_samples(log, layers)
     return found
+
+
+def _scheduled(kind: npt.NDArray[np.str_], mode: Any) -> npt.NDArray[np.str_]:
+    """The kinds of steps for phases that treat all decodes alike."""
+    return np.where(mode == "DECODE", "full", kind)
 
 
 def inputs(new_us: Array, received: Any) -> tuple[tuple[str, Any, Array], ...]:
@@ -163,7 +215,7 @@ def tensor_parallel_factors(log: Log, phases: Phases) -> dict[str, dict[str, flo
     factors: dict[str, dict[str, float]] = {}
     for (phase, kind), sample in samples_of(log).items():
         entry = phases.get(phase, {}).get(kind)
-        if entry is None or phase == "frontend_busy" or not sample.cost_us:
+        if entry is None or phase in ("frontend_busy", "broadcast") or not sample.cost_us:
             continue
         cost, x = np.concatenate(sample.cost_us), np.concatenate(sample.features)
         if len(cost) >= _LEAST:
@@ -172,15 +224,24 @@ def tensor_parallel_factors(log: Log, phases: Phases) -> dict[str, dict[str, flo
     return factors
 
 
-def make_table(logs: list[Log], ranked: list[Log], name: str) -> dict[str, Any]:
-    """The table that `HostTable` reads; messages are those of the first engine."""
+def _gathered(logs: list[Log]) -> dict[tuple[str, str], Samples]:
     samples: dict[tuple[str, str], Samples] = {}
     for log in logs:
         for key, found in samples_of(log).items():
             sample = samples.setdefault(key, Samples())
             for cost, features, slowdown in zip(found.cost_us, found.features, found.slowdown, strict=True):
                 sample.add(cost, features, slowdown)
+    return samples
+
+
+def make_table(logs: list[Log], ranked: list[Log], name: str) -> dict[str, Any]:
+    """The table that `HostTable` reads; messages are those of the first engine."""
+    samples = _gathered(logs)
+    if ranked:
+        samples["broadcast", "any"] = _gathered(ranked)["broadcast", "any"]
     phases = fit(samples, least=_LEAST) | lone_messages(logs[0])
+    for phase in ("schedule", "update"):
+        phases[phase].setdefault("eager", copy.deepcopy(phases[phase]["full"]))
     # The scheduler's own thread waits, spinning: it goes on as soon as it would have found the results.
     phases["wake"] = copy.deepcopy(phases["collect"])
     parallel: dict[str, dict[str, dict[int, float]]] = {}

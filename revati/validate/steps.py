@@ -27,7 +27,8 @@ SHORTEST_WAIT_US = 300.0  # a shorter one may have ended before the engine looke
 LONGEST_GAP_US = 2000.0  # between steps of a busy engine
 LEAST_STEPS = 5
 ENGINE_CORE = "engine_core"  # the virtual core whose phases a measured log tells of
-DISPATCHED = {"execute": "dispatch", "sample": "dispatch_sample"}  # where workers are on cores of their own
+# Where workers are on cores of their own, or schedulers of several ranks.
+BESIDES = {"execute": "dispatch", "sample": "dispatch_sample", "schedule": "broadcast"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ def emulated_steps(phases: pa.Table) -> Steps:
     steps = with_periods(
         shapes["kind"].astype(np.str_),
         np.where(shapes["kind"] == "full", shapes["requests"], tokens),
-        {name: per_step([name, DISPATCHED.get(name, name)]) for name in PHASES},
+        {name: per_step([name, BESIDES.get(name, name)]) for name in PHASES},
         per_step(["wait", "wake", "collect"]),
         begin[first],
         moment("update", begin),

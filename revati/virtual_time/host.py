@@ -14,7 +14,9 @@ from revati.virtual_time.cores import VirtualCore
 from revati.virtual_time.host_table import PHASES, HostTable
 from revati.virtual_time.spread import PLACES
 
-CorePhase = Literal["input", "schedule", "dispatch", "dispatch_sample", "wake", "collect", "update", "output"]
+CorePhase = Literal[
+    "input", "broadcast", "schedule", "dispatch", "dispatch_sample", "wake", "collect", "update", "output"
+]
 WorkerPhase = Literal["execute", "send", "sample", "receive", "worker_ipc"]
 StagePhase = Literal["requests_receive", "requests_send", "hidden_receive", "tokens_send"]
 Phase = CorePhase | WorkerPhase | StagePhase

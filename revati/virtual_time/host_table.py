@@ -37,6 +37,7 @@ PHASES = {
     "worker_ipc": "a message between the core and a worker, or between workers, on its way",
     "send": "a pipeline stage hands its hidden states to the next one",
     "receive": "in place of sample where a stage only takes over the sampled tokens",
+    "broadcast": "tensor-parallel ranks take new requests, if there are any, from the first of them",
     "requests_receive": "a pipeline stage takes the new requests from the stage before, if there are any",
     "requests_send": "and hands them to the next one",
     "hidden_receive": "a pipeline stage takes hidden states from the stage before",

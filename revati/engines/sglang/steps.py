@@ -29,7 +29,10 @@ class ChargedSteps:
         begin = self._meter.cpu_ns()
         plan = get_next_batch(*args, **kwargs)
         spent_ns = self._meter.cpu_ns() - begin
-        self._meter.charge("schedule", self._shape(plan.batch_to_run), spent_ns)
+        step = self._shape(plan.batch_to_run)
+        self._meter.charge("schedule", step, spent_ns)
+        if self._scheduler.ps.tp_size > 1:  # the turn has begun with it
+            self._meter.charge("broadcast", step)
         return plan
 
     def run(self, run_batch: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,72 @@
+"""Host costs of SGLang's tensor-parallel ranks, from the step log of a measured run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from revati.profile.sglang_host_fit import Log, of_slowest_rank, samples_of
+from revati.validate import turns
+from revati.validate.options import validation_dir
+
+
+def measured(name: str) -> Log:
+    run = validation_dir() / "runs" / name
+    log = turns.read(run, json.loads((run / "run.json").read_text()))
+    assert log
+    return log
+
+
+def rank(work_s: list[float], begin_s: list[float]) -> dict[str, Any]:
+    """Turns that all ranks begin to schedule together, at whole seconds."""
+    scheduled = np.arange(len(work_s), dtype=np.float64)
+    launched = scheduled + np.array(work_s)
+    unknown = np.full(len(work_s), np.nan)
+    return {
+        "step": np.arange(len(work_s)),
+        "recv_begin_s": np.array(begin_s),
+        "schedule_begin_s": scheduled,
+        "run_end_s": launched,
+        "wake_s": unknown,
+        "end_s": unknown,
+        "send_begin_s": scheduled,
+        "send_end_s": launched,
+    }
+
+
+def test_a_turn_is_the_slowest_ranks_and_its_receipt_that_of_who_waited_for_nobody() -> None:
+    first, second = rank([0.5, 0.2], [-0.1, 0.9]), rank([0.3, 0.6], [-0.2, 0.7])
+    merged = of_slowest_rank([first, second])
+    assert (merged["run_end_s"] - merged["schedule_begin_s"]).tolist() == pytest.approx([0.5, 0.6])
+    assert (merged["schedule_begin_s"] - merged["recv_begin_s"]).tolist() == pytest.approx([0.1, 0.1])
+    assert merged["begin_s"].tolist() == [-0.1, 0.9]
+    assert merged["send_end_s"].tolist() == first["send_end_s"].tolist()
+
+
+def test_ranks_that_took_different_turns_are_refused() -> None:
+    with pytest.raises(ValueError, match="different turns"):
+        of_slowest_rank([rank([0.1, 0.1], [0.0, 0.9]), rank([0.1], [0.0])])
+
+
+def test_a_broadcast_takes_as_long_in_decodes_of_few_requests_as_of_many() -> None:
+    few = samples_of(measured("sglang-x2-llama13b_tp2_pp1_sg_r12"))["broadcast", "any"]
+    many = samples_of(measured("sglang-x2-llama13b_tp2_pp1_off_sg"))["broadcast", "any"]
+    assert np.median(many.cost_us[0]) == pytest.approx(np.median(few.cost_us[0]), rel=0.1)
+
+
+def test_decodes_without_a_graph_are_scheduled_and_updated_like_others() -> None:
+    log = measured("sglang-x2-llama13b_tp2_pp1_off_sg")
+    found = samples_of(log)
+    assert (log.kinds("mode") == "eager").sum() > 100
+    assert {kind for phase, kind in found if phase in ("schedule", "update")} == {"full", "piecewise"}
+    assert ("execute", "eager") in found
+
+
+def test_launches_that_wait_for_the_gpu_are_no_cost_of_the_host() -> None:
+    log = measured("sglang-x2-llama13b_tp2_pp1_sg_r20")
+    launch_us = log.us("run_begin_s", "run_end_s")[log.kinds("mode") == "piecewise"]
+    unblocked = np.concatenate(samples_of(log)["execute", "piecewise"].cost_us)
+    assert launch_us.max() > 30e3 > 20e3 > unblocked.max()
