@@ -87,7 +87,8 @@ class NativeCore:
         for name in ("clock_set", "clock_wait_until", "clock_advance", "phase_end"):
             getattr(lib, f"revati_{name}").argtypes = [ctypes.c_int64]
         lib.revati_phase_begin.argtypes = [ctypes.c_int, ctypes.c_int64]
-        lib.revati_set_gaps.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
+        lib.revati_set_gaps.argtypes = [ctypes.c_int64, ctypes.c_int64]
+        lib.revati_set_queue.argtypes = [ctypes.c_int, ctypes.c_int]
         lib.revati_set_attention.argtypes = [ctypes.c_int64] * 2 + [ctypes.c_int] * 2 + [ctypes.c_float] * 4
         lib.revati_stream_time.argtypes, lib.revati_stream_time.restype = [ctypes.c_void_p], ctypes.c_int64
         lib.revati_stream_wait.argtypes = [ctypes.c_void_p, ctypes.c_int64]
@@ -107,7 +108,8 @@ class NativeCore:
             lib.revati_set_attention
         )
         self.set_power_limit: Callable[[float, float, float, int], None] = lib.revati_set_power_limit
-        self.set_gaps: Callable[[int, int, int], None] = lib.revati_set_gaps
+        self.set_gaps: Callable[[int, int], None] = lib.revati_set_gaps
+        self.set_queue: Callable[[int, int], None] = lib.revati_set_queue
         # Device and pinned memory: whether getting more of it waits for the GPU, as it really does.
         self.set_allocations_wait: Callable[[bool], None] = lib.revati_set_allocations_wait
         self.reset_counters: Callable[[], None] = lib.revati_reset_counters

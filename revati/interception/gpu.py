@@ -90,6 +90,7 @@ class GpuDescription:
     graph_node_bytes: int
     nvlink_links: int
     launch_queue_depth: int
+    graph_collective_limit: int
     sm_count: int
     sm_clock_mhz: int
     memory_bandwidth_gb_s: float

@@ -40,9 +40,8 @@ class LaunchPricing:
         self.num_reqs = 0  # of the step in progress
         # Encloses predictions inside an engine's phase: their CPU time is ours, not the engine's.
         self.own_time: Callable[[], AbstractContextManager[None]] = nullcontext
-        core.set_gaps(
-            round(source.launch_gap_us * 1e3), round(source.graph_gap_us * 1e3), gpu.launch_queue_depth
-        )
+        core.set_gaps(round(source.launch_gap_us * 1e3), round(source.graph_gap_us * 1e3))
+        core.set_queue(gpu.launch_queue_depth, gpu.graph_collective_limit)
         if (power := gpu.power) is None:
             core.set_power_limit(0.0, 0.0, 1.0, 1)
         else:

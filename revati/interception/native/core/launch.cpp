@@ -46,7 +46,9 @@ Attention attention;
 
 ns_t stream_gap_ns = 0, graph_gap_ns = 0;
 int launch_queue_depth = 1024;
+int graph_collective_limit = 36;
 std::map<int, std::deque<ns_t>> queued;   // completion times of launches, per device
+std::map<int, std::deque<ns_t>> graph_collectives;  // of NCCL's kernels that graphs launched
 int32_t last_tokens = 0;
 
 // A GPU at its power limit lowers its clock until the average power over some tens of ms fits.
@@ -132,8 +134,10 @@ ns_t run_at(int device, ns_t start, const Demand &demand, ns_t gaps) {
   return end;
 }
 
-void entered_queue(int device, int launches, ns_t completion) {
-  queued[device].insert(queued[device].end(), static_cast<size_t>(launches), completion);
+void entered_queue(int device, const Op &op, ns_t completion) {
+  auto &queue = queued[device], &collectives = graph_collectives[device];
+  queue.insert(queue.end(), static_cast<size_t>(op.launches), completion);
+  collectives.insert(collectives.end(), static_cast<size_t>(op.graph_collectives), completion);
 }
 
 // The driver's launch queue is finite: a host far ahead of the GPU waits for a place.
@@ -146,14 +150,31 @@ bool queue_place(int device, size_t pending, ns_t *when) {
   return static_cast<int>(pending) <= launch_queue_depth;
 }
 
+// The driver lets graphs have so many of NCCL's kernels outstanding; the launch of one more graph waits for those
+// of earlier ones.  What it does with a graph that alone has more is not known.
+static void await_collectives(int device, int more) {
+  if (more == 0 || more > graph_collective_limit) return;
+  ns_t place = 0;
+  {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    auto &earlier = graph_collectives[device];
+    while (!earlier.empty() && static_cast<int>(earlier.size()) + more > graph_collective_limit) {
+      place = earlier.front();
+      earlier.pop_front();
+    }
+  }
+  if (place > now()) wait_until(place);
+}
+
 void submit(Stream *stream, const Cost &cost, Group *group, Roles roles) {
+  const bool nccl = group != nullptr;
   if (cost.meets) group = all_reduce_group();
   Op op;
   op.gap = stream_gap_ns;
   op.launches = cost.launches;
   {
     std::lock_guard<std::recursive_mutex> lock(mutex);
-    if (stream->capture) { stream->capture->nodes.push_back({cost, group}); return; }
+    if (stream->capture) { stream->capture->nodes.push_back({cost, group, nccl}); return; }
     drift(stream->drift, op.demand, cost);
     add(op.demand, cost);
     count(cost, duration_of(cost));
@@ -174,10 +195,12 @@ void replay(Stream *stream, const Graph *graph) {
       add(op.demand, node.cost);
       count(node.cost, duration_of(node.cost));
       if (node.group) group = node.group;
+      op.graph_collectives += node.nccl;
     }
     op.gaps = graph_gap_ns * static_cast<ns_t>(graph->nodes.size());
     if (group) op.meeting = group->meet({});
   }
+  await_collectives(stream->device, op.graph_collectives);
   enqueue(stream, std::move(op));
 }
 
@@ -248,10 +271,14 @@ REVATI_API void revati_stream_wait(void *stream, int64_t ns) {
   Stream *waiting = stream_of(stream);
   waiting->tail = std::max<ns_t>(waiting->tail, ns);
 }
-REVATI_API void revati_set_gaps(int64_t stream_ns, int64_t graph_ns, int queue_depth) {
+REVATI_API void revati_set_gaps(int64_t stream_ns, int64_t graph_ns) {
   stream_gap_ns = stream_ns;
   graph_gap_ns = graph_ns;
-  launch_queue_depth = queue_depth;
+}
+// How far ahead of the GPU the host may launch.
+REVATI_API void revati_set_queue(int depth, int graph_collectives) {
+  launch_queue_depth = depth;
+  graph_collective_limit = graph_collectives;
 }
 REVATI_API void revati_set_power_limit(double limit_w, double idle_w, double exponent, int64_t time_constant_ns) {
   power = {limit_w, idle_w, exponent, static_cast<double>(time_constant_ns)};

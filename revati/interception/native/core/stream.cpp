@@ -38,7 +38,7 @@ bool progress(Stream *stream) {
         }
       }
       stream->tail = run_at(stream->device, start, op.demand, op.gaps);
-      entered_queue(stream->device, op.launches, stream->tail);
+      entered_queue(stream->device, op, stream->tail);
     }
     stream->pending.pop_front();
   }

@@ -28,6 +28,7 @@ struct Op {
   ns_t gap = 0, gaps = 0;     // before its start, between its nodes
   ns_t issued = 0;            // host time of its submission
   int launches = 1;           // places in the launch queue
+  int graph_collectives = 0;  // NCCL's kernels in a graph
   Meeting meeting;
   bool posted = false;
   std::shared_ptr<Record> record;
@@ -65,7 +66,7 @@ REVATI_CORE void destroy(Stream *stream);
 
 // launch.cpp
 ns_t run_at(int device, ns_t start, const Demand &demand, ns_t gaps);  // returns the end
-void entered_queue(int device, int launches, ns_t completion);
+void entered_queue(int device, const Op &op, ns_t completion);
 // Whether the device's launch queue has a place, not counting `pending`; `when` it has one.
 bool queue_place(int device, size_t pending, ns_t *when);
 
