@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from revati.profile.host_model import Phases, fit, predicted
-from revati.profile.host_samples import Samples
+from revati.profile.host_samples import Samples, back_to_back
 
 Array = npt.NDArray[np.float64]
 _LEAST = 5  # observations of a phase and kind
@@ -210,6 +210,28 @@ def lone_messages(log: Log) -> Phases:
     }
 
 
+def burst_calls(runs: Sequence[Sequence[Mapping[str, Any]]]) -> Phases:
+    """What a request costs the client that sends the next one at once; nothing where none did.
+
+    Args:
+        runs: the requests of each run: ``arrival_s``, ``submitted_s`` and ``prompt_tokens``.
+    """
+    sample = Samples()
+    for requests in runs:
+        rows = sorted(requests, key=lambda request: request["submitted_s"])
+        sent, due, tokens = (
+            np.array([row[name] for row in rows], np.float64)
+            for name in ("submitted_s", "arrival_s", "prompt_tokens")
+        )
+        burst = back_to_back(sent, due)
+        features = np.column_stack([np.ones(len(rows)), np.zeros(len(rows)), tokens, *np.zeros((2, len(rows)))])
+        sample.add(np.diff(sent)[burst] * 1e6, features[:-1][burst], np.ones(int(burst.sum())))
+    if sum(map(len, sample.cost_us)) < _LEAST:
+        return {}
+    # The terms are those of messages.
+    return {"frontend_submit": {"busy": fit({("input", "busy"): sample})["input"]["busy"]}}
+
+
 def tensor_parallel_factors(log: Log, phases: Phases) -> dict[str, dict[str, float]]:
     """Median ratio of each phase to what the table says for one GPU, by phase and kind."""
     factors: dict[str, dict[str, float]] = {}
@@ -240,6 +262,8 @@ def make_table(logs: list[Log], ranked: list[Log], name: str) -> dict[str, Any]:
     if ranked:
         samples["broadcast", "any"] = _gathered(ranked)["broadcast", "any"]
     phases = fit(samples, least=_LEAST) | lone_messages(logs[0])
+    for phase, by_kind in burst_calls([log.requests for log in logs]).items():
+        phases[phase] |= by_kind
     for phase in ("schedule", "update"):
         phases[phase].setdefault("eager", copy.deepcopy(phases[phase]["full"]))
     # The scheduler's own thread waits, spinning: it goes on as soon as it would have found the results.
