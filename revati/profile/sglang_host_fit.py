@@ -224,12 +224,11 @@ def burst_calls(runs: Sequence[Sequence[Mapping[str, Any]]]) -> Phases:
             for name in ("submitted_s", "arrival_s", "prompt_tokens")
         )
         burst = back_to_back(sent, due)
-        features = np.column_stack([np.ones(len(rows)), np.zeros(len(rows)), tokens, *np.zeros((2, len(rows)))])
+        features = np.zeros((len(rows), 5))
+        features[:, 0], features[:, 2] = 1.0, tokens
         sample.add(np.diff(sent)[burst] * 1e6, features[:-1][burst], np.ones(int(burst.sum())))
-    if sum(map(len, sample.cost_us)) < _LEAST:
-        return {}
-    # The terms are those of messages.
-    return {"frontend_submit": {"busy": fit({("input", "busy"): sample})["input"]["busy"]}}
+    fitted = fit({("input", "busy"): sample}, least=_LEAST)  # with the terms of a message
+    return {"frontend_submit": fitted["input"]} if fitted else {}
 
 
 def tensor_parallel_factors(log: Log, phases: Phases) -> dict[str, dict[str, float]]:
@@ -262,8 +261,8 @@ def make_table(logs: list[Log], ranked: list[Log], name: str) -> dict[str, Any]:
     if ranked:
         samples["broadcast", "any"] = _gathered(ranked)["broadcast", "any"]
     phases = fit(samples, least=_LEAST) | lone_messages(logs[0])
-    for phase, by_kind in burst_calls([log.requests for log in logs]).items():
-        phases[phase] |= by_kind
+    for phase, busy in burst_calls([log.requests for log in logs]).items():
+        phases[phase] |= busy
     for phase in ("schedule", "update"):
         phases[phase].setdefault("eager", copy.deepcopy(phases[phase]["full"]))
     # The scheduler's own thread waits, spinning: it goes on as soon as it would have found the results.

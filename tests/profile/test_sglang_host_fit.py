@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from revati.profile.sglang_host_fit import Log, of_slowest_rank, samples_of
+from revati.profile.sglang_host_fit import Log, burst_calls, of_slowest_rank, samples_of
 from revati.validate import turns
 from revati.validate.options import validation_dir
 
@@ -70,3 +70,18 @@ def test_launches_that_wait_for_the_gpu_are_no_cost_of_the_host() -> None:
     launch_us = log.us("run_begin_s", "run_end_s")[log.kinds("mode") == "piecewise"]
     unblocked = np.concatenate(samples_of(log)["execute", "piecewise"].cost_us)
     assert launch_us.max() > 30e3 > 20e3 > unblocked.max()
+
+
+def test_a_call_in_a_burst_costs_its_client_the_time_to_the_next_one() -> None:
+    tokens = [10, 1000, 10, 2000, 500, 100, 700]
+    sent_s = np.cumsum([0.0] + [1e-6 * (100 + 0.05 * n) for n in tokens[:-1]])
+    burst = [
+        {"arrival_s": 0.0, "submitted_s": float(at), "prompt_tokens": n}
+        for at, n in zip(sent_s, tokens, strict=True)
+    ]
+    busy = burst_calls([burst])["frontend_submit"]["busy"]
+    assert busy["base_us"] == pytest.approx(100, abs=0.5)
+    assert busy["per_token_us"] == pytest.approx(0.05, abs=0.001)
+    assert busy["samples"] == 6
+    one_by_one = [request | {"arrival_s": request["submitted_s"]} for request in burst]
+    assert burst_calls([one_by_one]) == {}
