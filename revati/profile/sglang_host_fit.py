@@ -128,16 +128,17 @@ def samples_of(log: Log) -> dict[tuple[str, str], Samples]:
     of_step = features(steps["requests"], steps["prefill_tokens"], steps["prefill_requests"])
     receive_us = log.us("recv_begin_s", "schedule_begin_s")
     kind, any_kind = log.kinds("mode"), np.full(count, "any")
-    silent = (steps["received"] == 0) & launched
+    silent_us = turn_us(log)
     decision_us = log.us("schedule_begin_s", "run_begin_s")
-    if ranked := int(log.description["tensor_parallel_size"]) > 1:
-        add("broadcast", any_kind, receive_us, silent, features(np.zeros(count)))
+    ranked = int(log.description["tensor_parallel_size"]) > 1
+    if ranked:
+        add("broadcast", any_kind, receive_us, _silent(log), features(np.zeros(count)))
     else:
-        decision_us += turn_us(log)
+        decision_us += silent_us
     add("schedule", _scheduled(kind, steps["mode"]), decision_us, launched, of_step)
     blocked = ranked & (steps["graph"] == 1) & (steps["tokens"] > _UNBLOCKED_TOKENS)
     add("execute", kind, log.us("run_begin_s", "run_end_s"), launched & ~blocked, of_step)
-    for one, rows, cost_us in inputs(receive_us - turn_us(log), steps["received"]):
+    for one, rows, cost_us in inputs(receive_us - silent_us, steps["received"]):
         add("input", np.full(count, one), cost_us, rows, features(np.zeros(count)))
     processed = steps["processed_requests"] > 0
     of_processed = features(steps["processed_requests"])
@@ -173,8 +174,13 @@ def inputs(new_us: Array, received: Any) -> tuple[tuple[str, Any, Array], ...]:
 
 def turn_us(log: Log) -> float:
     """What a turn takes before it schedules, if no message has come."""
-    chosen = (log.steps["received"] == 0) & (log.steps["requests"] > 0)
-    return float(np.median(log.us("recv_begin_s", "schedule_begin_s")[chosen]))
+    return float(np.median(log.us("recv_begin_s", "schedule_begin_s")[_silent(log)]))
+
+
+def _silent(log: Log) -> npt.NDArray[np.bool_]:
+    """The turns that launched a batch and got no message."""
+    silent: npt.NDArray[np.bool_] = (log.steps["received"] == 0) & (log.steps["requests"] > 0)
+    return silent
 
 
 def _frontend_samples(log: Log, layers: float) -> Samples:

@@ -75,7 +75,6 @@ struct Event;
 struct Node {
   Cost cost;
   Group *group;  // whose ranks meet for it; null: none
-  bool nccl;     // one of NCCL's kernels
 };
 struct Graph {
   std::vector<Node> nodes;

@@ -140,13 +140,17 @@ void entered_queue(int device, const Op &op, ns_t completion) {
   collectives.insert(collectives.end(), static_cast<size_t>(op.graph_collectives), completion);
 }
 
-// The driver's launch queue is finite: a host far ahead of the GPU waits for a place.
-bool queue_place(int device, size_t pending, ns_t *when) {
-  auto &queue = queued[device];
-  while (static_cast<int>(queue.size()) > launch_queue_depth) {
+// Leaves at most so many launches outstanding; `when` the last of those that must have completed has.
+static void make_room(std::deque<ns_t> &queue, int most, ns_t *when) {
+  while (static_cast<int>(queue.size()) > most) {
     *when = queue.front();
     queue.pop_front();
   }
+}
+
+// The driver's launch queue is finite: a host far ahead of the GPU waits for a place.
+bool queue_place(int device, size_t pending, ns_t *when) {
+  make_room(queued[device], launch_queue_depth, when);
   return static_cast<int>(pending) <= launch_queue_depth;
 }
 
@@ -157,24 +161,19 @@ static void await_collectives(int device, int more) {
   ns_t place = 0;
   {
     std::lock_guard<std::recursive_mutex> lock(mutex);
-    auto &earlier = graph_collectives[device];
-    while (!earlier.empty() && static_cast<int>(earlier.size()) + more > graph_collective_limit) {
-      place = earlier.front();
-      earlier.pop_front();
-    }
+    make_room(graph_collectives[device], graph_collective_limit - more, &place);
   }
   if (place > now()) wait_until(place);
 }
 
 void submit(Stream *stream, const Cost &cost, Group *group, Roles roles) {
-  const bool nccl = group != nullptr;
   if (cost.meets) group = all_reduce_group();
   Op op;
   op.gap = stream_gap_ns;
   op.launches = cost.launches;
   {
     std::lock_guard<std::recursive_mutex> lock(mutex);
-    if (stream->capture) { stream->capture->nodes.push_back({cost, group, nccl}); return; }
+    if (stream->capture) { stream->capture->nodes.push_back({cost, group}); return; }
     drift(stream->drift, op.demand, cost);
     add(op.demand, cost);
     count(cost, duration_of(cost));
@@ -195,7 +194,7 @@ void replay(Stream *stream, const Graph *graph) {
       add(op.demand, node.cost);
       count(node.cost, duration_of(node.cost));
       if (node.group) group = node.group;
-      op.graph_collectives += node.nccl;
+      op.graph_collectives += node.group && !node.cost.meets;  // NCCL's, not the engine's own
     }
     op.gaps = graph_gap_ns * static_cast<ns_t>(graph->nodes.size());
     if (group) op.meeting = group->meet({});
