@@ -17,6 +17,7 @@ from revati.deployment.prompts import Turns
 from revati.engines.base import Replica, Request, RequestOutput
 from revati.interception.core import NativeCore
 from revati.virtual_time.host import IDLE_STEP, HostCosts, StepShape, message_shape
+from revati.virtual_time.interpreter_lock import ReceivingThread
 from revati.workload import Workload
 
 NS_PER_S = 1_000_000_000
@@ -61,8 +62,8 @@ class InProcessDeployment:
         self._start_ns = core.now_ns()
         self._start_monotonic_s = time.monotonic()  # virtual, as the engine's own timestamps
         self._client_awake_ns = self._frontend_ns = self._start_ns
-        self._inbox: deque[tuple[int, Request]] = deque()  # sent to the engine: (arrival there, request)
-        self._outbox: list[tuple[int, int, Sequence[RequestOutput]]] = []  # sent by the engine
+        self._inbox: ReceivingThread[Request] = ReceivingThread(replica.lock)
+        self._outbox: deque[tuple[int, Sequence[RequestOutput]]] = deque()  # of the engine: (made, outputs)
 
     def serve(self, requests: Sequence[Request], workload: Workload) -> list[RequestRecord]:
         """Run until every request has finished; returns records in the order of ``requests``."""
@@ -70,18 +71,18 @@ class InProcessDeployment:
         turns = Turns(workload)
         arrivals = [self._arrival(records, index) for index in turns.first]  # a heap
         heapq.heapify(arrivals)
-        unfinished, sequence = len(requests), 0
+        unfinished = len(requests)
         while unfinished:
             arrival_ns = self._client_ns(arrivals[0]) if arrivals else None
-            output_ns = self._outbox[0][0] if self._outbox else None
+            output_ns = self._output_sent_ns()
             frontend_ns = min(
                 (max(self._frontend_ns, ns) for ns in (arrival_ns, output_ns) if ns is not None), default=None
             )
             engine_ns = self._engine_ready_ns()
             if frontend_ns is not None and (engine_ns is None or frontend_ns <= engine_ns):
                 if output_ns is not None and (arrival_ns is None or output_ns <= arrival_ns):
-                    sent_ns, _, outputs = heapq.heappop(self._outbox)
-                    for index in self._deliver(sent_ns, outputs, records):
+                    made_ns, outputs = self._outbox.popleft()
+                    for index in self._deliver(made_ns, output_ns, outputs, records):
                         unfinished -= 1
                         if (turn := turns.after(index)) is not None:
                             records[turn.index].arrival_s = records[index].token_times_s[-1] + turn.think_s
@@ -93,8 +94,7 @@ class InProcessDeployment:
             elif engine_ns is not None:
                 outputs = self._step(engine_ns)
                 if outputs:
-                    sequence += 1
-                    heapq.heappush(self._outbox, (self._core.now_ns(), sequence, outputs))
+                    self._outbox.append((self._core.now_ns(), outputs))
             else:
                 raise RuntimeError(f"{unfinished} requests never finish: the engine is idle")
         return records
@@ -114,12 +114,17 @@ class InProcessDeployment:
     def _engine_ready_ns(self) -> int | None:
         if self._replica.has_work():
             return self._core.now_ns()
-        return max(self._core.now_ns(), self._inbox[0][0]) if self._inbox else None
+        there_ns = self._inbox.next_ns()
+        return None if there_ns is None else max(self._core.now_ns(), there_ns)
+
+    def _output_sent_ns(self) -> int | None:
+        """When the next outputs leave the engine; None while its main thread keeps their sender from it."""
+        return self._replica.lock.done_ns(self._outbox[0][0], 0) if self._outbox else None
 
     def _step(self, ready_ns: int) -> Sequence[RequestOutput]:
         self._core.set_ns(ready_ns)
-        while self._inbox and self._inbox[0][0] <= self._core.now_ns():
-            self._replica.add(self._inbox.popleft()[1])
+        while (there_ns := self._inbox.next_ns()) is not None and there_ns <= self._core.now_ns():
+            self._replica.add(self._inbox.take())
         return self._replica.step()
 
     def _submit(self, now_ns: int, request: Request, record: RequestRecord) -> None:
@@ -129,10 +134,11 @@ class InProcessDeployment:
         record.submitted_s = self._to_s(self._frontend_ns)
         busy = self._replica.has_work() or bool(self._inbox)
         message = message_shape(busy, len(request.prompt_token_ids))
-        self._inbox.append((self._frontend_ns + self._cost("ipc", message), request))
+        costs_ns = self._cost("ipc", message), self._cost("unpack", message)
+        self._inbox.send(request, self._frontend_ns, *costs_ns)
 
     def _deliver(
-        self, sent_ns: int, outputs: Sequence[RequestOutput], records: list[RequestRecord]
+        self, made_ns: int, sent_ns: int, outputs: Sequence[RequestOutput], records: list[RequestRecord]
     ) -> list[int]:
         """Hand a step's tokens to their clients; returns which requests finished."""
         batch = StepShape(num_reqs=len(outputs))
@@ -143,13 +149,13 @@ class InProcessDeployment:
             chunk = outputs[start : start + _OUTPUT_CHUNK]
             self._frontend_ns += self._cost("frontend_busy", StepShape(num_reqs=len(chunk)))
             finished += [
-                output.index for output in chunk if self._record(output, records[output.index], sent_ns)
+                output.index for output in chunk if self._record(output, records[output.index], made_ns)
             ]
         return finished
 
-    def _record(self, output: RequestOutput, record: RequestRecord, sent_ns: int) -> bool:
+    def _record(self, output: RequestOutput, record: RequestRecord, made_ns: int) -> bool:
         if output.new_tokens and not record.token_times_s:
-            record.engine_first_token_s = self._to_s(sent_ns)
+            record.engine_first_token_s = self._to_s(made_ns)
         record.token_times_s.extend([self._to_s(self._frontend_ns)] * output.new_tokens)
         if output.cached_tokens is not None:
             record.cached_tokens = output.cached_tokens
@@ -158,7 +164,7 @@ class InProcessDeployment:
         if output.scheduled_s is not None:
             record.scheduled_s = self._since_start(output.scheduled_s)
         if output.finished:
-            record.engine_last_token_s = self._to_s(sent_ns)
+            record.engine_last_token_s = self._to_s(made_ns)
         return output.finished
 
     def _since_start(self, monotonic_s: float) -> float:

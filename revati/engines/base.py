@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from revati.virtual_time.interpreter_lock import InterpreterLock
+
 # Tokens of the requests that servers serve before they are measured: prompts, and what each is answered.
 WARM_UP_PROMPTS, WARM_UP_OUTPUT = (16, 256, 1024), 8
 
@@ -45,6 +47,10 @@ class Replica(Protocol):
 
     @property
     def kv_cache_blocks(self) -> int: ...
+
+    @property
+    def lock(self) -> InterpreterLock:
+        """Of the process that receives requests and sends outputs."""
 
     def add(self, request: Request) -> None:
         """Take a request out of the input queue."""

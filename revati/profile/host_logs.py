@@ -130,10 +130,43 @@ def joined_requests(run: Run) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["sent_s"])
 
 
+@dataclass(frozen=True)
+class LockFree:
+    """The times in s in which the engine core's main thread let its other threads run, in order."""
+
+    begin_s: Array
+    end_s: Array
+
+    def covers(self, begin_s: Array, end_s: Array) -> npt.NDArray[np.bool_]:
+        """Whether each span lies in one of them."""
+        at = np.searchsorted(self.begin_s, begin_s, side="right") - 1
+        covered: npt.NDArray[np.bool_] = (at >= 0) & (end_s <= self.end_s[np.maximum(at, 0)])
+        return covered
+
+    def first(self, times_s: Array) -> Array:
+        """The first of them at or after each time, up to the begin of the next one."""
+        at = np.searchsorted(self.begin_s, times_s, side="right")
+        free = self.covers(times_s, times_s)
+        begins = np.append(self.begin_s, np.nan)
+        first: Array = np.where(free, times_s, begins[at])
+        return first
+
+
+def lock_free(run: Run) -> LockFree:
+    """When threads that receive and send could run: while the core waited, or launched kernels itself."""
+    s = run.steps
+    at_work = s["execute_begin_s" if run.tensor_parallel_size == 1 else "wait_begin_s"]
+    begin = np.concatenate([s["input_begin_s"], at_work])
+    end = np.concatenate([s["input_first_s"], np.where(np.isnan(s["wake_s"]), s["step_end_s"], s["wake_s"])])
+    order = np.argsort(begin)
+    keep = order[np.isfinite(begin[order]) & np.isfinite(end[order])]
+    return LockFree(begin[keep], end[keep])
+
+
 def frontend_batches(run: Run) -> list[tuple[str, Array, Array, Array]]:
     """Costs in µs of the way from the engine core's outputs to the client's tokens, a row a batch.
 
-    Returns (phase, costs, requests, times): output_ipc (outputs made → frontend has them), frontend_busy
+    Returns (phase, costs, requests, times): output_ipc (outputs sent → frontend has them), frontend_busy
     (frontend has them → last token delivered), frontend_token (outputs made → mean token delivered).
     """
     table = pq.read_table(run.folder / "frontend_batches.parquet")
@@ -151,7 +184,7 @@ def frontend_batches(run: Run) -> list[tuple[str, Array, Array, Array]]:
     made, received = column["core_stamp_s"][ok], column["received_s"][ok]
     batch = column["requests"][ok]
     return [
-        ("output_ipc", (received - made) * 1e6, batch, made),
+        ("output_ipc", (received - lock_free(run).first(made)) * 1e6, batch, made),
         ("frontend_busy", (last[ok] - received) * 1e6, batch, made),
         ("frontend_token", (total[ok] / count[ok] - made) * 1e6, batch, made),
     ]

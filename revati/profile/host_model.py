@@ -30,6 +30,7 @@ ALLOWED = {
     "tokens_send": (1, 0, 0, 0, 0, 0),
     "input": (1, 0, 1, 0, 0, 0),
     "ipc": (1, 0, 1, 0, 0, 1),
+    "unpack": (1, 0, 1, 0, 0, 0),
     "frontend_submit": (1, 0, 0, 0, 0, 0),
     "output_ipc": (1, 1, 0, 0, 0, 1),
     "frontend_busy": (1, 1, 0, 0, 0, 0),
@@ -50,7 +51,7 @@ def fit(samples: dict[tuple[str, str], Samples], least: int = 20) -> Phases:
         features = np.column_stack([features, 1.0 / slowdown])
         allowed = np.array(ALLOWED[phase], np.bool_)
         if not (features[:, 3] > 0).any():
-            allowed[2:4] &= phase in ("input", "ipc")
+            allowed[2:4] &= phase in ("input", "ipc", "unpack")
         if len(np.unique(features[:, 4])) < 2:
             allowed[4] = False
         coefficients = np.zeros(len(TERMS))

@@ -14,12 +14,14 @@ from revati.profile.host_logs import (
     joined_requests,
     kind_of_update,
     kinds,
+    lock_free,
     phase_costs,
     step_features,
 )
 from revati.profile.regression import least_absolute_relative
 
 LONGEST_SUBMIT_S = 0.5e-3  # a client that took longer for a request did something else, too
+LONGEST_WAY_S = 0.6e-3  # of a message that nothing holds up
 MOST_LAYERS_QUEUED = 48  # deeper models fill the launch queue, and then an execute phase waits for the GPU
 
 
@@ -100,9 +102,11 @@ def message_samples(runs: list[Run]) -> dict[tuple[str, str], Samples]:
     """Gather what messages between the frontend and the engine core cost, both ways."""
     samples: dict[tuple[str, str], Samples] = {}
     for run in runs:
-        rows = joined_requests(run)
+        rows, free = joined_requests(run), lock_free(run)
+        sent, there = (np.array([row[name] for row in rows]) for name in ("sent_s", "decode_end_s"))
+        undisturbed = free.covers(sent, there)
         at = {int(step): i for i, step in enumerate(run.steps["step"])}
-        for row in rows:
+        for row, free_way in zip(rows, undisturbed, strict=True):
             step = at.get(row["step"])
             if step is None:
                 continue
@@ -112,7 +116,7 @@ def message_samples(runs: list[Run]) -> dict[tuple[str, str], Samples]:
                 costs["ipc"] = row["added_begin_s"] - row["sent_s"]
                 costs["input"] = run.steps["step_begin_s"][step] - row["added_begin_s"]
             elif not waiting:
-                if row["alone"]:
+                if row["alone"] and free_way:
                     costs["ipc"] = row["decode_end_s"] - row["sent_s"]
                 costs["input"] = row["added_end_s"] - row["added_begin_s"]
             kind = "idle" if waiting else "busy"
@@ -126,14 +130,21 @@ def message_samples(runs: list[Run]) -> dict[tuple[str, str], Samples]:
             features = np.zeros((len(cost), 5))
             features[:, 0], features[:, 1] = 1.0, batch
             samples.setdefault((phase, "any"), Samples()).add(cost, features, run.slowdown_at(time_s))
-        sent = np.array([row["sent_s"] for row in rows])
-        burst = back_to_back(sent, np.array([row["arrival_s"] for row in rows]))
-        features = np.zeros((int(burst.sum()), 5))
-        features[:, 0] = 1.0
-        features[:, 2] = np.array([row["prompt_tokens"] for row in rows])[1:][burst]
-        samples.setdefault(("frontend_submit", "busy"), Samples()).add(
-            np.diff(sent)[burst] * 1e6, features, run.slowdown_at(sent[1:][burst])
-        )
+        behind = sent[1:] < there[:-1] - LONGEST_WAY_S
+        followed = {
+            ("frontend_submit", "busy"): (
+                sent,
+                back_to_back(sent, np.array([row["arrival_s"] for row in rows])),
+            ),
+            ("unpack", "any"): (there, behind & free.covers(there[:-1], there[1:])),
+        }
+        prompt_tokens = np.array([row["prompt_tokens"] for row in rows])[1:]
+        for key, (times_s, use) in followed.items():
+            features = np.zeros((int(use.sum()), 5))
+            features[:, 0], features[:, 2] = 1.0, prompt_tokens[use]
+            samples.setdefault(key, Samples()).add(
+                np.diff(times_s)[use] * 1e6, features, run.slowdown_at(times_s[1:][use])
+            )
     return samples
 
 

@@ -212,6 +212,7 @@ def lone_messages(log: Log) -> Phases:
         "frontend_submit": {"any": {"base_us": round(float(np.median(way)), 1), "samples": len(way)}},
         # Parts of frontend_submit and frontend_busy: a message has no time of its own here.
         "ipc": {"any": {"latency_us": 0.0}},
+        "unpack": {"any": {"latency_us": 0.0}},
         "output_ipc": {"any": {"latency_us": 0.0}},
     }
 

@@ -20,7 +20,7 @@ CorePhase = Literal[
 WorkerPhase = Literal["execute", "send", "sample", "receive", "worker_ipc"]
 StagePhase = Literal["requests_receive", "requests_send", "hidden_receive", "tokens_send"]
 Phase = CorePhase | WorkerPhase | StagePhase
-FrontendPhase = Literal["arrival", "frontend_submit", "ipc", "output_ipc", "frontend_busy"]
+FrontendPhase = Literal["arrival", "frontend_submit", "ipc", "unpack", "output_ipc", "frontend_busy"]
 StepKind = Literal["full", "piecewise", "compiled", "eager", "idle", "busy"]
 
 _PHASES: tuple[Phase, ...] = (*get_args(CorePhase), *get_args(WorkerPhase), *get_args(StagePhase))

@@ -49,7 +49,8 @@ PHASES = {
     "arrival": "how late an open-loop client in the frontend's event loop sends a request",
     "frontend_submit": "the client's call until its message is sent (kind busy: back to back)",
     "ipc": "message sent until the core has it (idle: waiting for work; busy: in its input queue)",
-    "output_ipc": "outputs made until the frontend begins with them",
+    "unpack": "likewise behind another message, from when the core has that one",
+    "output_ipc": "outputs sent until the frontend begins with them",
     "frontend_busy": "the frontend handles a batch of outputs, up to the last client's token",
     "frontend_token": "outputs made until a client has its token, mean over the batch, frontend idle",
 }

@@ -22,6 +22,7 @@ from revati.engines.sglang.settings import server_arguments
 from revati.spec import DeploymentSpec
 from revati.timing.attach import LaunchPricing
 from revati.virtual_time.host import HostMeter, message_shape
+from revati.virtual_time.interpreter_lock import InterpreterLock
 
 
 class SglangReplica:
@@ -49,6 +50,7 @@ class SglangReplica:
             raise InfeasibleError(f"{type(error).__name__}: {error}") from error
         self.settings = settings
         self._taken = 0  # requests out of the queue since the last step
+        self.lock = InterpreterLock()  # nobody waits for it: the scheduler itself receives and sends
 
     @property
     def kv_cache_blocks(self) -> int:

@@ -10,10 +10,11 @@ from vllm.v1.engine import EngineCoreRequestType
 
 from revati.engines.refusals import telling_refusals
 from revati.engines.vllm.batches import BatchReader
-from revati.engines.vllm.delayed_queue import DelayedQueue
+from revati.engines.vllm.delayed_queue import IncomingQueue, OutgoingQueue
 from revati.engines.vllm.processes import SENT_AT
 from revati.engines.vllm.step_shape import configured_dispatch, step_shape
 from revati.virtual_time.host import IDLE_STEP, Phase, StepShape, message_shape
+from revati.virtual_time.interpreter_lock import InterpreterLock
 
 if TYPE_CHECKING:
     from revati.engines.vllm.processes import VllmProcess
@@ -34,14 +35,17 @@ class EmulatedCore:
         scheduler.update_from_output = functools.partial(self._update, scheduler.update_from_output)
         core.add_request = functools.partial(self._add, core.add_request)
         core.step_fn = functools.partial(self._run_step, core.step_fn)
-        if core.vllm_config.parallel_config.world_size > 1:  # the worker has a process of its own
+        self._lock = InterpreterLock()
+        self._remote = core.vllm_config.parallel_config.world_size > 1  # workers have processes of their own
+        if self._remote:
             executor = core.model_executor
             executor.execute_model = functools.partial(self._hand_over, "dispatch", executor.execute_model)
             executor.sample_tokens = functools.partial(
                 self._hand_over, "dispatch_sample", executor.sample_tokens
             )
-        core.input_queue = DelayedQueue(self._now_ns, self._input_latency_ns)
-        core.output_queue = DelayedQueue(self._now_ns, self._output_latency_ns)
+        core.input_queue = IncomingQueue(self._now_ns, self._lock, self._input_costs_ns)
+        core.input_queue.get = functools.partial(self._get_input, core.input_queue.get)
+        core.output_queue = OutgoingQueue(self._now_ns, self._lock, self._output_latency_ns)
 
     def _schedule(self, schedule: Any, *args: Any, **kwargs: Any) -> Any:
         begin = self._meter.cpu_ns()
@@ -50,9 +54,12 @@ class EmulatedCore:
         shape = step_shape(self._core.vllm_config, output, self._reader.read(output), self._dispatch)
         self._shapes[id(output)] = self._scheduled = shape
         self._meter.charge("schedule", shape, spent_ns)
+        if not self._remote:  # launches let other threads run
+            self._release()
         return output
 
     def _update(self, update: Any, scheduler_output: Any, model_output: Any) -> Any:
+        self._lock.take(self._now_ns())
         begin = self._meter.cpu_ns()
         outputs = update(scheduler_output, model_output)
         spent_ns = self._meter.cpu_ns() - begin
@@ -64,25 +71,41 @@ class EmulatedCore:
         self._meter.charge(phase, self._scheduled)
         if message is not None:
             setattr(message, SENT_AT, self._now_ns())
+        if phase == "dispatch_sample":
+            self._release()
         return send(message, *args, **kwargs)
 
     def _add(self, add_request: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+        self._lock.take(self._now_ns())
         with self._meter.phase("input", message_shape(self._core.has_work(), request.num_prompt_tokens)):
             add_request(request, *args, **kwargs)
 
+    def _get_input(self, get: Any, block: bool = True, timeout: float | None = None) -> Any:
+        if block:
+            self._release()
+        return get(block, timeout)
+
+    def _release(self) -> None:
+        self._lock.release(self._now_ns())
+        self._core.output_queue.released()
+
     def _run_step(self, step: Any) -> Any:
+        if self._core.scheduler.has_requests():
+            self._lock.take(self._now_ns())
+        else:
+            self._release()  # nothing to schedule: the core waits at once
         outputs, executed = step()
         if any(to_client.outputs for to_client in (outputs or {}).values()):
             self._meter.charge("output", self._last_step)
         return outputs, executed
 
-    def _input_latency_ns(self, message: Any) -> int:
+    def _input_costs_ns(self, message: Any, behind_others: bool) -> tuple[int, int]:
         kind, content = message
         if kind != EngineCoreRequestType.ADD:
-            return 0
-        busy = self._core.has_work() or bool(self._core.input_queue.queue)
-        shape = message_shape(busy, content[0].num_prompt_tokens)
-        return self._meter.costs.phase_ns("ipc", shape) or 0
+            return 0, 0
+        shape = message_shape(self._core.has_work() or behind_others, content[0].num_prompt_tokens)
+        phase_ns = self._meter.costs.phase_ns
+        return phase_ns("ipc", shape) or 0, phase_ns("unpack", shape) or 0
 
     def _output_latency_ns(self, message: Any) -> int:
         if isinstance(message, bytes) or not message[1].outputs:

@@ -21,6 +21,7 @@ from revati.engines.vllm.step_shape import step_shape
 from revati.interception.core import NativeCore
 from revati.timing.attach import LaunchPricing
 from revati.virtual_time.host import IDLE_STEP, HostMeter, Phase, StepShape
+from revati.virtual_time.interpreter_lock import InterpreterLock
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
@@ -47,7 +48,7 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
 
     With one rank the worker lives in the engine core's process, as in vLLM; else every stage is a process
     with a virtual core of its own.  ``native``, ``pricing`` and ``meter`` are the process's (see `attach`):
-    vLLM constructs executors by class.
+    vLLM constructs executors by class.  ``lock``: the engine core's.
     """
 
     supports_pp = True
@@ -65,6 +66,7 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
         self._reader = BatchReader(self.vllm_config.model_config.get_vocab_size())
         self._batches: dict[int, tuple[Batch, StepShape]] = {}  # by identity of the scheduler's output
         self._current: tuple[Batch, StepShape] | None = None
+        self.lock = InterpreterLock()
         if self.parallel_config.pipeline_parallel_size > 1:
             Pipeline(self.native, self.pricing.transfer_ns, self._message_ns).connect()
         ranks = FoldedRanks(self.parallel_config.world_size)
@@ -129,6 +131,8 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
             self.pricing.set_batch(batch.query_lens, batch.context_lens)
         if self._remote:
             self.meter.charge("dispatch", step)
+        else:
+            self.lock.release(self.native.now_ns())  # launches let other threads run
         sent_ns, output = self.native.now_ns(), None
         for stage in self.stages:
             output = self._run(stage, sent_ns, "execute", step, scheduler_output)
@@ -148,6 +152,7 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
         batch, step = self._current
         if self._remote:
             self.meter.charge("dispatch_sample", step)
+            self.lock.release(self.native.now_ns())
         sent_ns = self.native.now_ns()
         # The last stage samples, the others wait for its tokens.
         output = self._run(self.stages[-1], sent_ns, "sample", step, grammar_output)

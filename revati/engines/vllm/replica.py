@@ -23,6 +23,7 @@ from revati.interception.core import NativeCore
 from revati.spec import DeploymentSpec
 from revati.timing.attach import LaunchPricing
 from revati.virtual_time.host import IDLE_STEP, HostMeter, message_shape
+from revati.virtual_time.interpreter_lock import InterpreterLock
 
 
 class VllmReplica:
@@ -75,13 +76,19 @@ class VllmReplica:
 
     def add(self, request: Request) -> None:
         """Take one request out of the input queue: validate it as the frontend does, then queue it."""
+        self._take_lock()
         with self._meter.phase("input", message_shape(self.has_work(), len(request.prompt_token_ids))):
             self.core.add_request(*self.core.preprocess_add_request(self._engine_request(request)))
 
     def has_work(self) -> bool:
         return self.core.scheduler.has_requests() or bool(self.core.batch_queue)
 
+    @property
+    def lock(self) -> InterpreterLock:
+        return self.executor.lock
+
     def step(self) -> Sequence[RequestOutput]:
+        self._take_lock()
         outputs, executed = self.core.step_fn()
         self.core.post_step(executed)
         sent: list[RequestOutput] = []
@@ -89,7 +96,12 @@ class VllmReplica:
             sent.extend(self._output(output) for output in client_outputs.outputs)
         if sent:
             self._meter.charge("output", self._last_step)
+        if not self.has_work():
+            self.lock.release(self.executor.native.now_ns())
         return sent
+
+    def _take_lock(self) -> None:
+        self.lock.take(self.executor.native.now_ns())
 
     def _engine_request(self, request: Request) -> EngineCoreRequest:
         parameters = sampling_parameters(request.output_tokens)
@@ -128,6 +140,7 @@ class VllmReplica:
     def _timed_update(self, update: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(update)
         def timed(scheduler_output: Any, model_output: Any) -> Any:
+            self._take_lock()
             begin = self._meter.cpu_ns()
             outputs = update(scheduler_output, model_output)
             spent_ns = self._meter.cpu_ns() - begin
