@@ -199,6 +199,11 @@ class HostMeter:
         self._core.wait_until_ns(ns)
         self._record("wait", begin_ns, step)
 
+    def wait(self, ns: int, step: StepShape) -> None:
+        """Wait for other threads of this process that compute."""
+        if ns:
+            self.wait_until(self._core.now_ns() + ns, step)
+
     @contextmanager
     def waiting(self, step: StepShape) -> Iterator[None]:
         """A wait for the GPU: waking up costs more than finding its outputs there already."""

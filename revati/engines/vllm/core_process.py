@@ -14,7 +14,6 @@ from revati.engines.vllm.delayed_queue import IncomingQueue, OutgoingQueue
 from revati.engines.vllm.processes import SENT_AT
 from revati.engines.vllm.step_shape import configured_dispatch, step_shape
 from revati.virtual_time.host import IDLE_STEP, Phase, StepShape, message_shape
-from revati.virtual_time.interpreter_lock import InterpreterLock
 
 if TYPE_CHECKING:
     from revati.engines.vllm.processes import VllmProcess
@@ -35,7 +34,7 @@ class EmulatedCore:
         scheduler.update_from_output = functools.partial(self._update, scheduler.update_from_output)
         core.add_request = functools.partial(self._add, core.add_request)
         core.step_fn = functools.partial(self._run_step, core.step_fn)
-        self._lock = InterpreterLock()
+        self._lock = process.lock
         self._remote = core.vllm_config.parallel_config.world_size > 1  # workers have processes of their own
         if self._remote:
             executor = core.model_executor
@@ -54,8 +53,9 @@ class EmulatedCore:
         shape = step_shape(self._core.vllm_config, output, self._reader.read(output), self._dispatch)
         self._shapes[id(output)] = self._scheduled = shape
         self._meter.charge("schedule", shape, spent_ns)
-        if not self._remote:  # launches let other threads run
-            self._release()
+        if not self._remote:
+            self._lock.share(self._now_ns())
+            self._core.output_queue.released()
         return output
 
     def _update(self, update: Any, scheduler_output: Any, model_output: Any) -> Any:
@@ -90,6 +90,7 @@ class EmulatedCore:
         self._core.output_queue.released()
 
     def _run_step(self, step: Any) -> Any:
+        self._meter.wait(self._lock.settle(), IDLE_STEP)  # what delayed the last step's launches
         if self._core.scheduler.has_requests():
             self._lock.take(self._now_ns())
         else:

@@ -132,7 +132,7 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
         if self._remote:
             self.meter.charge("dispatch", step)
         else:
-            self.lock.release(self.native.now_ns())  # launches let other threads run
+            self.lock.share(self.native.now_ns())
         sent_ns, output = self.native.now_ns(), None
         for stage in self.stages:
             output = self._run(stage, sent_ns, "execute", step, scheduler_output)
@@ -171,6 +171,7 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
                 return output.get_output() if isinstance(output, AsyncModelRunnerOutput) else output
 
         if not self._remote:
+            self.lock.release(self.native.now_ns())
             return wait()
         thread = self.stages[-1].output_thread
         with self.meter.on(thread, sampled_ns):

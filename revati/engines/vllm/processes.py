@@ -11,12 +11,17 @@ from typing import Any
 from revati.engines.emulation import Emulation
 from revati.engines.process import EmulatedProcess
 from revati.engines.refusals import telling_refusals
+from revati.virtual_time.interpreter_lock import InterpreterLock
 
 SENT_AT = "_revati_sent_ns"  # of a message from the core to its workers
 
 
 class VllmProcess(EmulatedProcess):
     """A process of vLLM's."""
+
+    def __init__(self, emulation: Emulation) -> None:
+        super().__init__(emulation)
+        self.lock = InterpreterLock()  # of an engine core's process
 
     def know(self, vllm_config: Any, stage: int = 0) -> None:
         """Charge the host costs of this engine, or of a pipeline stage of it, from now on."""

@@ -88,6 +88,8 @@ class VllmReplica:
         return self.executor.lock
 
     def step(self) -> Sequence[RequestOutput]:
+        # What delayed the last step's launches is known only now.
+        self._meter.wait(self.lock.settle(), IDLE_STEP)
         self._take_lock()
         outputs, executed = self.core.step_fn()
         self.core.post_step(executed)

@@ -35,6 +35,8 @@ class SampledOutput(AsyncModelRunnerOutput):  # type: ignore[misc]  # vLLM is no
 
     def get_output(self) -> ModelRunnerOutput:
         meter = self._worker.meter
+        if not self._worker.remote:
+            self._worker.release_lock()
         with meter.waiting(self._step):
             output: ModelRunnerOutput = self._inner.get_output()
         if self._worker.remote:
@@ -62,6 +64,11 @@ class EmulatedWorker:
         full_graphs = not config.model_config.enforce_eager
         self.pricing = LaunchPricing(process.core, timings, load_gpu(gpu), full_graphs)
         self.pricing.own_time = process.meter.excluded
+        self._process = process
+
+    def release_lock(self) -> None:
+        """The engine core of this process waits for the GPU."""
+        self._process.lock.release(self._process.core.now_ns())
 
     def execute(self, run: Any, scheduled: SchedulerOutput) -> Any:
         batch = self._reader.read(scheduled)
