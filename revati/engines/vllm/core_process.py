@@ -71,9 +71,14 @@ class EmulatedCore:
         self._meter.charge(phase, self._scheduled)
         if message is not None:
             setattr(message, SENT_AT, self._now_ns())
-        if phase == "dispatch_sample":
-            self._release()
-        return send(message, *args, **kwargs)
+        future = send(message, *args, **kwargs)
+        if hasattr(future, "result"):
+            future.result = functools.partial(self._await, future.result)
+        return future
+
+    def _await(self, result: Any, timeout: float | None = None) -> Any:
+        self._release()
+        return result(timeout)
 
     def _add(self, add_request: Any, request: Any, *args: Any, **kwargs: Any) -> None:
         self._lock.take(self._now_ns())
@@ -91,10 +96,7 @@ class EmulatedCore:
 
     def _run_step(self, step: Any) -> Any:
         self._meter.wait(self._lock.settle(), IDLE_STEP)  # what delayed the last step's launches
-        if self._core.scheduler.has_requests():
-            self._lock.take(self._now_ns())
-        else:
-            self._release()  # nothing to schedule: the core waits at once
+        self._lock.take(self._now_ns())
         outputs, executed = step()
         if any(to_client.outputs for to_client in (outputs or {}).values()):
             self._meter.charge("output", self._last_step)

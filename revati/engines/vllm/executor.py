@@ -152,7 +152,6 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
         batch, step = self._current
         if self._remote:
             self.meter.charge("dispatch_sample", step)
-            self.lock.release(self.native.now_ns())
         sent_ns = self.native.now_ns()
         # The last stage samples, the others wait for its tokens.
         output = self._run(self.stages[-1], sent_ns, "sample", step, grammar_output)
@@ -170,8 +169,8 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
             with self.meter.waiting(step):
                 return output.get_output() if isinstance(output, AsyncModelRunnerOutput) else output
 
+        self.lock.release(self.native.now_ns())
         if not self._remote:
-            self.lock.release(self.native.now_ns())
             return wait()
         thread = self.stages[-1].output_thread
         with self.meter.on(thread, sampled_ns):
