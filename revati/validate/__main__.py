@@ -2,7 +2,7 @@
 
     python -m revati.validate [DIR ...] [runs=GLOB] [host=NAME] [calibrate=1|0]
                               [mode=table|measured|free] [jobs=N] [repeats=N] [out=FOLDER]
-                              [emulate=1|0] [steps=0|1] [baselines=FOLDER] [predictor=NAME]
+                              [emulate=1|0|GLOB] [steps=0|1] [baselines=FOLDER] [predictor=NAME]
 
 A DIR (default: validation/runs of the project) holds one folder a measured run: run.json (engine, settings)
 and requests.parquet (a row a request); NAME_rep2, NAME_rep3, … repeat NAME. Recorded arrivals and lengths are
@@ -20,7 +20,8 @@ emulated/<case>/ (requests.parquet, run.json) and trials/ (logs and timelines of
     jobs       emulations at a time (default: 1)
     repeats    emulate each case so often, with other draws of host time, and take medians as of the measured
                repeats (default: 1)
-    emulate    0: only compare with what FOLDER/emulated already holds
+    emulate    0: only compare with what FOLDER/emulated already holds; a GLOB: emulate cases of such names,
+               with hosts calibrated on all of the runs, and take the others from there
     steps      1: also write STEPS.md, engine steps of emulation and measurement compared by kind
     baselines  folder of *.csv with predictions by others (default: validation/predictions of the project)
     predictor  emulate every case on the host given, whatever is known of its machine, and write nothing but
@@ -29,6 +30,7 @@ emulated/<case>/ (requests.parquet, run.json) and trials/ (logs and timelines of
 
 from __future__ import annotations
 
+import fnmatch
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -56,8 +58,12 @@ from revati.workload import Workload
 
 
 def validate(options: Options, cases: Sequence[Case], emulate: Emulate | None) -> Mapping[str, Prediction]:
-    """Emulate the cases unless `emulate` is None, compare, write all files; return the emulations."""
-    emulated = stored(cases, options.out) if emulate is None else _emulate_all(cases, emulate, options)
+    """Emulate the cases that the options name, if `emulate` is given; compare, write all files.
+
+    Returns the emulations, stored ones among them.
+    """
+    new = _emulate_named(cases, emulate, options) if emulate else {}
+    emulated = stored([case for case in cases if case.name not in new], options.out) | new
     predictions = {EMULATED: emulated}
     if options.baselines and options.baselines.is_dir():
         predictions |= {path.stem: read_csv(path) for path in sorted(options.baselines.glob("*.csv"))}
@@ -76,7 +82,7 @@ def predict(options: Options, cases: Sequence[Case], emulate: Emulate) -> Mappin
     assert options.predictor
     assert options.baselines
     path = options.baselines / f"{options.predictor}.csv"
-    predictions = _emulate_all([replace(case, host=None) for case in cases], emulate, options, path.stem)
+    predictions = _emulate_named([replace(case, host=None) for case in cases], emulate, options, path.stem)
     before = read_csv(path) if path.is_file() else {}
     compared = {
         case: replace(one, metrics={name: one.metrics[name] for name in METRICS if name in one.metrics})
@@ -86,11 +92,11 @@ def predict(options: Options, cases: Sequence[Case], emulate: Emulate) -> Mappin
     return predictions
 
 
-def _emulate_all(
+def _emulate_named(
     cases: Sequence[Case], emulate: Emulate, options: Options, folder: str = ""
 ) -> dict[str, Prediction]:
     return emulate_all(
-        cases,
+        [case for case in cases if fnmatch.fnmatch(case.name, options.emulate)],
         emulate,
         options.host,
         options.out / folder,

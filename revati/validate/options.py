@@ -36,7 +36,7 @@ class Options:
     jobs: int = 1
     repeats: int = 1
     out: Path = Path("outputs/validation")
-    emulate: bool = True
+    emulate: str = "*"  # names of cases; empty: none
     steps: bool = False
     baselines: Path | None = None
     predictor: str | None = None
@@ -81,7 +81,7 @@ class Options:
             _count("jobs", given.get("jobs", "1")),
             _count("repeats", given.get("repeats", "1")),
             Path(given.get("out", "outputs/validation")),
-            _flag("emulate", given.get("emulate", "1")),
+            {"0": "", "1": "*"}.get(emulate := given.get("emulate", "1"), emulate),
             _flag("steps", given.get("steps", "0")),
             Path(baselines) if baselines else validation_dir() / "predictions",
             predictor,

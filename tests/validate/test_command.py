@@ -112,6 +112,18 @@ def test_an_unfinished_emulation_is_no_result(
     assert not emulate_case(case, echo(1.0), HOST, options.out).skipped
 
 
+def test_other_cases_than_those_to_emulate_are_taken_from_the_store(
+    measured: Path, add_run: AddRun, options: Options, echo: Callable[[float], Echo]
+) -> None:
+    add_run("a")
+    add_run("b")
+    cases = read_cases([measured])
+    before = validate(options, cases, echo(1.0))
+    after = validate(replace(options, emulate="b"), cases, echo(2.0))
+    assert after["a"].metrics == before["a"].metrics
+    assert after["b"].metrics["ttft_ms_p50"] == pytest.approx(2 * before["b"].metrics["ttft_ms_p50"])
+
+
 def test_a_prediction_is_the_median_of_its_repeats(
     measured: Path, add_run: AddRun, options: Options, echo: Callable[[float], Echo]
 ) -> None:
