@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from revati.virtual_time.host import IDLE_STEP, StagePhase, StepShape, TableHost
-from revati.virtual_time.host_table import KINDS, PHASES, HostTable, known_tables, name_for
+from revati.virtual_time.host_table import KINDS, PHASES, HostTable, base_of, known_tables, name_for
 from revati.virtual_time.spread import factors
 
 PHASE = {
@@ -94,6 +94,32 @@ def test_a_phase_and_kind_may_have_a_slowdown_of_its_own(tmp_path: Path) -> None
         found = HostTable.load(str(own)).phase_us("execute", kind, 16, 100, 2, 32)
         assert found == pytest.approx(slowdown * one.phase_us("execute", kind, 16, 100, 2, 32))
     own.write_text("base: h200_xeon\nslowdown: 2\nslowdown_of: {launch: {full: 3}}\n")
+    with pytest.raises(ValueError, match="unknown phase 'launch'"):
+        HostTable.load(str(own))
+
+
+def test_factors_follow_the_level_of_a_table_and_of_those_based_on_it(tmp_path: Path) -> None:
+    base, own, loud = tmp_path / "base.yaml", tmp_path / "own.yaml", tmp_path / "loud.yaml"
+    base.write_text(
+        "phases: {execute: {full: {base_us: 100}, eager: {base_us: 1000}}, update: {full: {base_us: 10}}}\n"
+        "slowdown: 1\npipeline: {execute: {full: {base_us: 80}}}\n"
+    )
+    own.write_text(
+        f"base: {base}\nslowdown: null\nslowdowns: {{low: 2, high: 4}}\nlevel: low\n"
+        "factor_of: {execute: {eager: 0.5, any: 0.9}}\npipeline_slowdown: 1.6\n"
+    )
+    loud.write_text(f"base: {own}\nlevel: high\n")
+    for path, slowdown in ((own, 2), (loud, 4)):
+        table = HostTable.load(str(path))
+        assert [table.phase_us("execute", kind) for kind in ("full", "eager")] == pytest.approx(
+            [0.9 * slowdown * 100, 0.5 * slowdown * 1000]
+        )
+        assert table.phase_us("update", "full") == slowdown * 10
+        # Stages were measured elsewhere: by factors on that machine's slowdown.
+        stages = HostTable.load(str(path), pipelined=True)
+        assert stages.phase_us("execute", "full") == pytest.approx(slowdown * 80 / 1.6)
+    assert base_of(str(loud)) == str(base)
+    own.write_text(f"base: {base}\nfactor_of: {{launch: {{full: 3}}}}\n")
     with pytest.raises(ValueError, match="unknown phase 'launch'"):
         HostTable.load(str(own))
 

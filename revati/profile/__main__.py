@@ -7,7 +7,7 @@ import time
 import traceback
 
 from revati.profile.check import check
-from revati.profile.options import HELP, HostOptions, Options, UsageError, parse
+from revati.profile.options import HELP, PRECISIONS, HostOptions, Options, UsageError, parse
 from revati.profile.parts import Parts
 from revati.profile.plan import Known, engines_within, show, units_of, within
 from revati.profile.session import Session
@@ -51,8 +51,8 @@ def profile(options: Options) -> int:
     session = Session(parts.folder, parts.provenance)
     failed = 0
     if options.check != "only":
-        if engines_within(options, known):
-            _record_engines(options, parts, session, deadline_s)
+        if precisions := engines_within(options, known):
+            _record_engines(options, precisions, parts, session, deadline_s)
         chosen, rest = within(units_of(options, known), deadline_s - time.monotonic())
         print(show(chosen, rest), flush=True)
         for unit in [*chosen, *rest]:
@@ -77,11 +77,17 @@ def profile(options: Options) -> int:
     return 1 if failed else 0
 
 
-def _record_engines(options: Options, parts: Parts, session: Session, deadline_s: float) -> None:
+def _record_engines(
+    options: Options, precisions: tuple[str, ...], parts: Parts, session: Session, deadline_s: float
+) -> None:
     from revati.profile import engine
 
     began_s = time.monotonic()
-    chosen = tuple(e for e in engine.ENGINES if e.model in options.models and e.tp in options.tensor_parallel)
+    chosen = tuple(
+        one
+        for one in engine.ENGINES
+        if one.model in options.models and one.tp in options.tensor_parallel and one.precision in precisions
+    )
     rows = engine.measure_all(parts, chosen, deadline_s)
     session.log("engine", began_s, rows=rows)
     print(rows, flush=True)
@@ -100,7 +106,8 @@ def _check(options: Options, session: Session) -> int:
         named = [attention.Batch.of_row(row) for row in rows]
         return attention.measure(num_q_heads, num_kv_heads, named)
 
-    drifts = check(db.read(options.out, options.gpu), options.families, gemm.measure, batches)
+    dtypes = [PRECISIONS[one] for one in options.precisions]
+    drifts = check(db.read(options.out, options.gpu), options.families, gemm.measure, batches, dtypes)
     session.log("check", began_s, drift=[str(one) for one in drifts])
     for one in drifts:
         print(one, flush=True)

@@ -49,10 +49,10 @@ def drift(family: str, before: dict[Any, float], again: Iterable[tuple[Any, floa
     return Drift(family, len(ratios), float(np.median(ratios)), float(np.percentile(np.abs(ratios), 90)))
 
 
-def gemm_sample(measured: pa.Table, seed: int) -> dict[tuple[int, int], list[int]]:
+def gemm_sample(measured: pa.Table, seed: int, dtype: str = "bfloat16") -> dict[tuple[int, int], list[int]]:
     """Some tokens, small and large, of some weight shapes."""
     tokens: dict[tuple[int, int], list[int]] = {}
-    for row in db.rows(measured, ["m", "n", "k"], kind="gemm"):
+    for row in db.rows(measured, ["m", "n", "k"], kind="gemm", dtype=dtype):
         tokens.setdefault((row["n"], row["k"]), []).append(row["m"])
     draw = random.Random(seed)
     chosen = draw.sample(sorted(tokens), min(GEMM_SHAPES, len(tokens)))
@@ -82,32 +82,45 @@ def _spread(ordered: list[Any], count: int, draw: random.Random) -> list[Any]:
 def check(
     measured: pa.Table,
     families: tuple[str, ...],
-    gemms: Callable[[list[tuple[int, int]], list[int]], list[Row]],
+    gemms: Callable[[list[tuple[int, int]], list[int], str], list[Row]],
     attention: Callable[[int, int, list[Row]], list[Row]],
+    dtypes: Iterable[str] = ("bfloat16",),
     seed: int = 0,
 ) -> list[Drift]:
     """Measure a sample of GEMMs and attention batches again, as far as the families have any.
 
     Args:
-        gemms: (weight shapes, tokens) → rows.
+        gemms: (weight shapes, tokens, data type) → rows.
         attention: (query heads, KV heads, rows that name batches) → rows.
     """
-    found = []
-    if "gemm" in families and (shapes := gemm_sample(measured, seed)):
-        wanted = {(m, *shape) for shape, tokens in shapes.items() for m in tokens}
-        first: dict[Any, list[float]] = {}
-        for row in db.rows(measured, ["m", "n", "k", "median_us"], kind="gemm"):
-            if (row["m"], row["n"], row["k"]) in wanted:
-                first.setdefault((row["m"], row["n"], row["k"]), []).append(row["median_us"])
-        before: dict[Any, float] = {key: float(np.mean(durations)) for key, durations in first.items()}
-        rows = [row for shape, tokens in shapes.items() for row in gemms([shape], tokens)]
-        found.append(drift("gemm", before, (((r["m"], r["n"], r["k"]), r["median_us"]) for r in rows)))
+    found = [
+        _gemm_drift(measured, dtype, shapes, gemms)
+        for dtype in (dtypes if "gemm" in families else ())
+        if (shapes := gemm_sample(measured, seed, dtype))
+    ]
     if "attention" in families and (batches := attention_sample(measured, seed)):
         before = {_key(row): row["median_us"] for own in batches.values() for row in own}
         again = [row for heads, own in batches.items() for row in attention(*heads, own)]
         second = ((_key(row), row["median_us"]) for row in again if row["kind"] == "attention")
         found.append(drift("attention", before, second))
     return found
+
+
+def _gemm_drift(
+    measured: pa.Table,
+    dtype: str,
+    shapes: dict[tuple[int, int], list[int]],
+    gemms: Callable[[list[tuple[int, int]], list[int], str], list[Row]],
+) -> Drift:
+    wanted = {(m, *shape) for shape, tokens in shapes.items() for m in tokens}
+    first: dict[Any, list[float]] = {}
+    for row in db.rows(measured, ["m", "n", "k", "median_us"], kind="gemm", dtype=dtype):
+        if (row["m"], row["n"], row["k"]) in wanted:
+            first.setdefault((row["m"], row["n"], row["k"]), []).append(row["median_us"])
+    before: dict[Any, float] = {key: float(np.mean(durations)) for key, durations in first.items()}
+    rows = [row for shape, tokens in shapes.items() for row in gemms([shape], tokens, dtype)]
+    name = "gemm" if dtype == "bfloat16" else f"gemm {dtype}"
+    return drift(name, before, (((r["m"], r["n"], r["k"]), r["median_us"]) for r in rows))
 
 
 def _key(row: Row) -> tuple[Any, ...]:

@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from revati.profile.options import PRECISIONS
 from revati.profile.shapes import hf_config, rank_shape
 
 if TYPE_CHECKING:
@@ -39,15 +40,20 @@ QUEUED_GAP_US = 3.0  # a longer one means that the host was late
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """One engine: a model's rank at a tensor parallelism, with vLLM's compilation or without."""
+    """One engine: a model's rank at a tensor parallelism, with vLLM's compilation or without.
+
+    Of an engine that quantises, only the kernels that do it are kept: the others are those of bf16.
+    """
 
     model: str
     tp: int
     eager: bool
+    precision: str = "bf16"
 
     @property
     def unit(self) -> str:
-        return f"{self.model}_tp{self.tp}_{'eager' if self.eager else 'compiled'}"
+        name = f"{self.model}_tp{self.tp}_{'eager' if self.eager else 'compiled'}"
+        return name if self.precision == "bf16" else f"{name}_{self.precision}"
 
 
 ENGINES = (
@@ -58,6 +64,12 @@ ENGINES = (
     Recorded("llama31_70b", 4, False),
     Recorded("llama7b", 1, True),
     Recorded("llama31_70b", 4, True),
+    Recorded("llama31_8b", 1, False, "fp8"),
+    Recorded("llama13b", 1, False, "fp8"),
+    Recorded("llama7b", 1, False, "fp8"),
+    Recorded("qwen3_8b", 1, False, "fp8"),
+    Recorded("llama31_70b", 4, False, "fp8"),
+    Recorded("llama7b", 1, True, "fp8"),
 )
 
 
@@ -131,6 +143,7 @@ def _child(engine: Recorded, folder: Path) -> None:
         load_format="dummy",
         skip_tokenizer_init=True,
         dtype="bfloat16",
+        quantization=None if engine.precision == "bf16" else engine.precision,
         max_model_len=MAX_MODEL_LEN,
         max_num_seqs=1024,
         max_num_batched_tokens=8192,
@@ -179,7 +192,7 @@ def _rows(engine: Recorded, events: list[GpuEvent]) -> list[Row]:
     from revati.timing.families import family
     from revati.timing.launches import row_width
 
-    shape = rank_shape(engine.model, engine.tp)
+    shape, quantised = rank_shape(engine.model, engine.tp), engine.precision != "bf16"
     grouped: dict[tuple[Any, ...], list[GpuEvent]] = {}
     for event in events:
         if event.category == "kernel" and family(event.name) not in ("gemm", "attention", "combine"):
@@ -187,12 +200,14 @@ def _rows(engine: Recorded, events: list[GpuEvent]) -> list[Row]:
     rows: list[Row] = []
     for (name, grid, block, shared_bytes), found in grouped.items():
         kind = family(name)
+        if quantised and kind != "quant":
+            continue
         rows.append(
             {
                 "kind": kind,
                 "kernel": name,
                 "variant": "eager" if engine.eager else "compiled",
-                "dtype": "bfloat16",
+                "dtype": PRECISIONS[engine.precision],
                 "grid_x": grid[0],
                 "grid_y": grid[1],
                 "grid_z": grid[2],
@@ -206,7 +221,7 @@ def _rows(engine: Recorded, events: list[GpuEvent]) -> list[Row]:
                 **summary([event.duration_us for event in found]),
             }
         )
-    if not engine.eager:
+    if not engine.eager and not quantised:
         rows += _gap_rows(events)
     return rows
 

@@ -8,6 +8,7 @@ from pathlib import Path
 FAMILIES = ("engine", "gemm", "attention", "kv_write", "copy", "gap", "collective")
 MODELS = ("llama7b", "llama13b", "llama31_8b", "qwen3_8b", "llama31_70b")
 TENSOR_PARALLEL = (1, 2, 4, 8)
+PRECISIONS = {"bf16": "bfloat16", "fp8": "float8_e4m3"}  # of linear layers, and the database's names
 
 CHECKS = ("after", "only", "no")
 
@@ -22,6 +23,7 @@ usage: python -m revati.profile gpu=NAME [key=value …]
                       (default: all but collective, which needs several GPUs)
   models=A,B          of {",".join(MODELS)}
   tensor_parallel=A,B of {",".join(map(str, TENSOR_PARALLEL))}
+  precisions=A,B      of {",".join(PRECISIONS)}: of the products, and of engines (default: bf16)
   budget_minutes=X    plan for X minutes and start no new unit of work after them (default: 10)
   again=yes|no        measure also what the database has (default: no)
   check=A             of {",".join(CHECKS)}: measure a sample again and report drift (default: after)
@@ -32,7 +34,7 @@ usage: python -m revati.profile gpu=NAME [key=value …]
   logs=DIR            folder for the logs; engines whose logs are there are not run again
                       (default: outputs/host-NAME)
 
-Needs torch, triton and pyarrow; attention, kv_write, engine and collective also need vllm, host= as well.
+Needs torch, triton and pyarrow; attention, kv_write, engine, collective and fp8 need vllm, host= as well.
 Work is split into units (a family for one model and parallelism), those first that take away most error for
 their time. Each finished unit is a file in DIR/gpu=NAME/parts/; a unit that has one, or that the database
 has, is skipped, so an interrupted run goes on where it stopped. DIR/gpu=NAME/sessions.jsonl says in which
@@ -51,6 +53,7 @@ class Options:
     families: tuple[str, ...] = tuple(f for f in FAMILIES if f != "collective")
     models: tuple[str, ...] = MODELS
     tensor_parallel: tuple[int, ...] = TENSOR_PARALLEL
+    precisions: tuple[str, ...] = ("bf16",)
     budget_minutes: float = 10.0
     again: bool = False
     check: str = "after"
@@ -86,6 +89,7 @@ def parse(arguments: list[str]) -> Options | HostOptions:
         families=_choices("families", given, FAMILIES, defaults.families) or (),
         models=_choices("models", given, MODELS, defaults.models) or (),
         tensor_parallel=tuple(map(int, tensor_parallel)) if tensor_parallel else TENSOR_PARALLEL,
+        precisions=_choices("precisions", given, tuple(PRECISIONS), defaults.precisions) or (),
         budget_minutes=_positive("budget_minutes", given, defaults.budget_minutes),
         again=_yes("again", given),
         check=_one_of("check", given, CHECKS, defaults.check),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from revati.profile.options import Options
+from revati.profile.options import PRECISIONS, Options
 
 Row = dict[str, object]
 
@@ -39,6 +39,7 @@ SECONDS = {
     "collective": 60.0,
 }
 # How often a unit's model and parallelism are asked for; each doubling of GPUs halves it.
+OWN_KIND = {"bf16": "norm", "fp8": "quant"}  # of kernels that only an engine shows
 POPULARITY = {"llama7b": 1.0, "llama31_8b": 1.0, "llama13b": 0.8, "qwen3_8b": 0.8, "llama31_70b": 0.8}
 
 
@@ -72,9 +73,11 @@ class Unit:
         return self.weight * share * (without - remaining)
 
 
-def engines_within(options: Options, known: Known) -> bool:
-    """Whether engines are to be recorded: their small kernels are asked for and not there."""
-    return "engine" in options.families and "norm" not in known.kinds
+def engines_within(options: Options, known: Known) -> tuple[str, ...]:
+    """The precisions whose engines are to be recorded: their small kernels are asked for and not there."""
+    if "engine" not in options.families:
+        return ()
+    return tuple(one for one in options.precisions if OWN_KIND[one] not in known.kinds)
 
 
 def ordered(units: list[Unit]) -> list[Unit]:
@@ -110,21 +113,21 @@ def show(chosen: list[Unit], rest: list[Unit]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a database has already: kinds of kernels, tokens by weight shape, head counts."""
+    """What a database has already: kinds of kernels, tokens by weight shape and data type, head counts."""
 
     kinds: frozenset[str] = frozenset()
-    tokens: Mapping[tuple[int, int], frozenset[int]] = field(default_factory=dict)  # by (n, k)
+    tokens: Mapping[tuple[int, int, str], frozenset[int]] = field(default_factory=dict)  # by (n, k, dtype)
     heads: frozenset[tuple[int, int]] = frozenset()  # query heads, KV heads
     kv_widths: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, measured: pa.Table) -> Known:
-        columns = ["kind", "m", "n", "k", "num_q_heads", "num_kv_heads", "width"]
+        columns = ["kind", "dtype", "m", "n", "k", "num_q_heads", "num_kv_heads", "width"]
         rows = measured.select(columns).to_pylist()
-        tokens: dict[tuple[int, int], set[int]] = {}
+        tokens: dict[tuple[int, int, str], set[int]] = {}
         for row in rows:
             if row["kind"] == "gemm":
-                tokens.setdefault((row["n"], row["k"]), set()).add(row["m"])
+                tokens.setdefault((row["n"], row["k"], row["dtype"]), set()).add(row["m"])
         return cls(
             frozenset(row["kind"] for row in rows),
             {shape: frozenset(own) for shape, own in tokens.items()},
@@ -132,9 +135,9 @@ class Known:
             frozenset(row["width"] for row in rows if row["kind"] == "kv_write"),
         )
 
-    def lacking(self, shape: tuple[int, int], tokens: Iterable[int]) -> list[int]:
+    def lacking(self, shape: tuple[int, int], dtype: str, tokens: Iterable[int]) -> list[int]:
         """Those tokens that the weight shape was not measured at."""
-        return sorted(set(tokens) - self.tokens.get(shape, frozenset()))
+        return sorted(set(tokens) - self.tokens.get((*shape, dtype), frozenset()))
 
 
 def units_of(options: Options, known: Known) -> list[Unit]:
@@ -165,20 +168,25 @@ def units_of(options: Options, known: Known) -> list[Unit]:
     for tp in options.tensor_parallel:
         for model in options.models:
             shape, weight = rank_shape(model, tp), POPULARITY[model] / tp
-            if "gemm" in options.families:
-                shapes = [(s, GEMM_TOKENS) for s in layer_gemms(shape) if once("gemm", *s)]
-                head = lm_head_gemm(shape)
-                shapes += [(head, LM_HEAD_TOKENS)] if once("gemm", *head) else []
+            for precision in options.precisions if "gemm" in options.families else ():
+                dtype, suffix = PRECISIONS[precision], "" if precision == "bf16" else f"_{precision}"
+                shapes = [(s, GEMM_TOKENS) for s in layer_gemms(shape) if once("gemm", dtype, *s)]
+                head = lm_head_gemm(shape)  # which vLLM leaves in bf16
+                if precision == "bf16" and once("gemm", dtype, *head):
+                    shapes.append((head, LM_HEAD_TOKENS))
                 for family, coarse in (("gemm", True), ("gemm_between", False)):
                     wanted = {
                         s: missing
                         for s, tokens in shapes
                         if (
-                            missing := known.lacking(s, [m for m in tokens if (m in COARSE_TOKENS) == coarse])
+                            missing := known.lacking(
+                                s, dtype, [m for m in tokens if (m in COARSE_TOKENS) == coarse]
+                            )
                         )
                     }
                     if wanted:
-                        units.append(Unit(family, f"{model}_tp{tp}", work.gemms(wanted), weight))
+                        name = f"{model}_tp{tp}{suffix}"
+                        units.append(Unit(family, name, work.gemms(wanted, dtype), weight))
             counts = (shape.num_q_heads, shape.num_kv_heads)
             name = f"q{counts[0]}_kv{counts[1]}"
             if "attention" in options.families and counts not in known.heads and once("attention", *counts):

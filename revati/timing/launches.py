@@ -35,6 +35,8 @@ def row_width(name: str, kind: str, shape: RankShape) -> int:
     """
     if kind in ("norm", "embedding"):
         return shape.hidden
+    if kind == "quant":
+        return _quantised_width(name, shape)
     if kind == "kv_write":
         return shape.num_kv_heads * shape.head_dim
     if kind == "activation" and not name.startswith("triton_"):
@@ -42,6 +44,15 @@ def row_width(name: str, kind: str, shape: RankShape) -> int:
     if kind == "rope" and not name.startswith("triton_"):
         return (shape.num_q_heads + shape.num_kv_heads) * shape.head_dim
     return 0
+
+
+def _quantised_width(name: str, shape: RankShape) -> int:
+    """Of what goes into qkv and gate_up, into down, and into o; 0 where the kernel's name doesn't tell."""
+    if not name.startswith("triton_"):
+        return 0
+    if "rms_norm" in name:
+        return shape.hidden
+    return shape.intermediate if "silu" in name else shape.num_q_heads * shape.head_dim
 
 
 def argmax_width(name: str, blocks: int, block_x: int, num_reqs: int, shape: RankShape) -> int:

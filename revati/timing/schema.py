@@ -23,6 +23,7 @@ KINDS = (
     "embedding",
     "rope",
     "activation",
+    "quant",  # to FP8, a norm or an activation fused in or not
     "kv_write",
     "elementwise",
     "sampling",

@@ -28,7 +28,7 @@ from revati.timing.transfers import CollectiveModel, CopyModel
 
 # Kinds that a kernel's name and launch tell apart; the others have features of their own.
 LAUNCH_KINDS = [
-    *("norm", "embedding", "rope", "activation", "kv_write", "elementwise"),
+    *("norm", "embedding", "rope", "activation", "quant", "kv_write", "elementwise"),
     *("sampling", "input", "attention_schedule"),
 ]
 DEFAULT_GRAPH_GAP_US = 0.5

@@ -25,7 +25,8 @@ emulated/<case>/ (requests.parquet, run.json) and trials/ (logs and timelines of
     steps      1: also write STEPS.md, engine steps of emulation and measurement compared by kind
     baselines  folder of *.csv with predictions by others (default: validation/predictions of the project)
     predictor  emulate every case on the host given, whatever is known of its machine, and write nothing but
-               the metrics, into NAME.csv of the baselines: a predictor of its own in later summaries
+               the metrics, into NAME.csv of the baselines: a predictor of its own in later summaries;
+               host=others is rented_xeon, made from all machines but the case's own
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ from typing import Any
 from revati.spec import DeploymentSpec
 from revati.validate.calibration import calibrated
 from revati.validate.errors import write_errors
+from revati.validate.machines import machines_of, unseen
 from revati.validate.metrics import METRICS
-from revati.validate.options import Options
+from revati.validate.options import OTHERS, Options
 from revati.validate.predictions import (
     EMULATED,
     Emulate,
@@ -82,7 +84,12 @@ def predict(options: Options, cases: Sequence[Case], emulate: Emulate) -> Mappin
     assert options.predictor
     assert options.baselines
     path = options.baselines / f"{options.predictor}.csv"
-    predictions = _emulate_named([replace(case, host=None) for case in cases], emulate, options, path.stem)
+    if options.host.name == OTHERS:
+        machines = machines_of(read_cases(options.folders))
+        unknown = unseen(cases, machines, (options.out / "hosts_of_others").resolve())
+    else:
+        unknown = [replace(case, host=None) for case in cases]
+    predictions = _emulate_named(unknown, emulate, options, path.stem)
     before = read_csv(path) if path.is_file() else {}
     compared = {
         case: replace(one, metrics={name: one.metrics[name] for name in METRICS if name in one.metrics})

@@ -101,15 +101,19 @@ def others(case: Case) -> list[Path]:
     """Runs beside a case's with a long step log that the same engine processes served, without its own."""
     # The start tells the runs of one engine from those of its like.
     known = [run.description for run in case.runs if run.description.get("engine_start_s") is not None]
-    engines = {_engine(description) for description in known}
+    engines = {engine_of(description) for description in known}
     own = {run.name for run in case.runs}
     return [
-        path.parent
-        for path in sorted(case.runs[0].folder.parent.glob("*/steps.parquet"))
-        if path.parent.name not in own
-        and pq.read_metadata(path).num_rows >= LEAST_RUN_STEPS
-        and _engine(_describe(path.parent)) in engines
+        folder
+        for folder in sorted(path.parent for path in case.runs[0].folder.parent.glob("*/steps.parquet"))
+        if folder.name not in own and has_long_log(folder) and engine_of(_describe(folder)) in engines
     ]
+
+
+def has_long_log(run: Path) -> bool:
+    """Whether a run's step log tells enough of its host."""
+    log = run / "steps.parquet"
+    return log.is_file() and pq.read_metadata(log).num_rows >= LEAST_RUN_STEPS
 
 
 def calibrate(runs: Sequence[Path], base: str) -> Calibration | None:
@@ -189,7 +193,7 @@ def _compare(pairs: NDArray[np.float64]) -> tuple[float, list[float]]:
     return round(slowdown / fmean(factors(quantiles)), 4), quantiles
 
 
-def _engine(description: Mapping[str, Any]) -> str:
+def engine_of(description: Mapping[str, Any]) -> str:
     """Equal for runs of one engine process."""
     return json.dumps(
         [description.get(name) for name in ("engine", "model", "engine_args", "engine_start_s")]

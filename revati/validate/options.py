@@ -14,6 +14,7 @@ from revati.validate.runs import ValidationError
 from revati.virtual_time.host_table import known_tables
 
 DEFAULT_HOST = "h200_xeon_contended"
+OTHERS = "others"  # each case on the median of all machines but its own
 ACCEPTED = (
     *("runs", "host", "calibrate", "mode", "jobs", "repeats", "out", "emulate", "steps", "baselines"),
     "predictor",
@@ -61,8 +62,9 @@ class Options:
         host, mode = given.get("host", DEFAULT_HOST), given.get("mode", "table")
         if mode not in HOST_MODES:
             raise ValidationError(f"mode={mode}: accepted: {', '.join(HOST_MODES)}")
-        if host not in known_tables():
-            raise ValidationError(f"host={host}: accepted: {', '.join(known_tables())}")
+        known = [*known_tables(), *([OTHERS] if "predictor" in given else [])]
+        if host not in known:
+            raise ValidationError(f"host={host}: accepted: {', '.join(known)}")
         baselines = given.get("baselines", "")
         if baselines and not Path(baselines).is_dir():
             raise ValidationError(f"baselines={baselines}: no such folder")

@@ -87,6 +87,7 @@ class Case:
     dev: bool = False
     host: str | None = None  # the host table of the machine that it was measured on
     calibrated: CalibratedHost | None = None  # instead of it
+    machine: str | None = None  # that it was measured on
 
     @property
     def description(self) -> Mapping[str, Any]:
@@ -174,11 +175,13 @@ class Case:
 class Manifest:
     """What a folder's manifest.yaml says of its runs: patterns of case names.
 
-    `dev` lists those that were looked at, `host` maps patterns to host tables (the first that fits).
+    `dev` lists those that were looked at, `host` maps patterns to host tables and `machine` to names of the
+    machines that were rented (the first that fits).
     """
 
     dev: Sequence[str] = ()
     host: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -186,15 +189,24 @@ class Manifest:
         if not path.is_file():
             return cls()
         content = yaml.safe_load(path.read_text()) or {}
-        if unknown := set(content) - {"dev", "host"}:
-            raise ValidationError(f"{path}: unknown {', '.join(sorted(unknown))}; accepted: dev, host")
-        return cls(content.get("dev") or (), content.get("host") or {})
+        if unknown := set(content) - {"dev", "host", "machine"}:
+            raise ValidationError(
+                f"{path}: unknown {', '.join(sorted(unknown))}; accepted: dev, host, machine"
+            )
+        return cls(content.get("dev") or (), content.get("host") or {}, content.get("machine") or {})
 
     def is_dev(self, case: str) -> bool:
         return any(fnmatch.fnmatch(case, pattern) for pattern in self.dev)
 
     def host_of(self, case: str) -> str | None:
-        return next((host for pattern, host in self.host.items() if fnmatch.fnmatch(case, pattern)), None)
+        return _first_fitting(self.host, case)
+
+    def machine_of(self, case: str) -> str | None:
+        return _first_fitting(self.machine, case)
+
+
+def _first_fitting(values: Mapping[str, str], case: str) -> str | None:
+    return next((value for pattern, value in values.items() if fnmatch.fnmatch(case, pattern)), None)
 
 
 def read_cases(folders: Sequence[Path], pattern: str = "*") -> list[Case]:
@@ -226,7 +238,15 @@ def read_cases(folders: Sequence[Path], pattern: str = "*") -> list[Case]:
                 f"{name}: its repeats serve different requests; give them names of their own"
             )
         manifest = manifests[runs[0].folder.parent]
-        cases.append(Case(name, runs, manifest.is_dev(name), manifest.host_of(name)))
+        cases.append(
+            Case(
+                name,
+                runs,
+                manifest.is_dev(name),
+                manifest.host_of(name),
+                machine=manifest.machine_of(name),
+            )
+        )
     return cases
 
 

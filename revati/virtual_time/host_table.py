@@ -7,13 +7,15 @@ holds a linear model in µs:
                           + layers · per_layer)
 
 A host that shares its cores with neighbours sits on slower plateaus for seconds or for good, so a table
-names several *slowdowns* (``quiet``, ``typical``, ``busy``: quantiles over the calibration) and the one
-that it uses. The latency of waking a thread doesn't follow it. A file that names a ``base`` table changes
-only what it says, such as the slowdown, or by ``slowdown_of`` and ``spread_of`` those of single phases and
-kinds.  A ``spread`` are the 10 %, 50 % and 90 % quantiles of a cost relative to the model.
+names several *slowdowns* (``quiet``, ``typical``, ``busy``: quantiles over the calibration, or over
+machines) and the one that it uses. The latency of waking a thread doesn't follow it. A file that names a
+``base`` table changes only what it says, such as the slowdown, or by ``slowdown_of`` and ``spread_of`` those
+of single phases and kinds; ``factor_of`` are factors on the slowdown.  A ``spread`` are the 10 %, 50 % and
+90 % quantiles of a cost relative to the model.
 
 Where each pipeline stage is an engine with a scheduler of its own, a table has a section ``pipeline`` of
-phases, which replace those of the same name where there are several stages.
+phases, which replace those of the same name where there are several stages.  ``pipeline_slowdown`` is that
+of the machine that they were measured on, if it is not 1.
 """
 
 from __future__ import annotations
@@ -85,6 +87,7 @@ class HostTable:
         phases: phase → kind → coefficients by the names in `TERMS` and `LATENCY` (absent: 0).
         slowdown: factor on every coefficient but the latency.
         slowdown_of: phase → kind → its own slowdown.
+        factor_of: phase → kind → factor on the slowdown, where it has none of its own.
         spread_of: phase → kind → its own spread.
         tensor_parallel: phase → kind (or "any") → ranks → factor (workers of their own processes, the
             slowest of them); between given numbers of ranks the next smaller one counts.
@@ -103,11 +106,12 @@ class HostTable:
         slowdown_of: dict[str, dict[str, float]] | None = None,
         spread_of: dict[str, dict[str, list[float]]] | None = None,
         own_schedulers: bool = False,
+        factor_of: dict[str, dict[str, float]] | None = None,
     ) -> None:
         self.name, self.slowdown, self.own_schedulers = name, slowdown, own_schedulers
-        own, spreads = slowdown_of or {}, spread_of or {}
+        own, spreads, relative = slowdown_of or {}, spread_of or {}, factor_of or {}
         self._measured = measured
-        unknown = sorted((set(phases) | set(own) | set(spreads)) - set(PHASES))
+        unknown = sorted((set(phases) | set(own) | set(spreads) | set(relative)) - set(PHASES))
         if unknown:
             raise ValueError(f"host table {name!r}: unknown phase {unknown[0]!r}; known: {', '.join(PHASES)}")
         self._costs: dict[tuple[str, str], Coefficients] = {}
@@ -119,7 +123,8 @@ class HostTable:
                     wanted = "busy"
                 found = next((k for k in (wanted, *_NEAREST[wanted]) if k in by_kind), None)
                 if found is not None:
-                    factor = float(_of_kind(own.get(phase, {}), kind, slowdown))
+                    usual = slowdown * float(_of_kind(relative.get(phase, {}), kind, 1.0))
+                    factor = float(_of_kind(own.get(phase, {}), kind, usual))
                     terms = [float(by_kind[found].get(term, 0.0)) * factor for term in TERMS]
                     terms[0] += float(by_kind[found].get(LATENCY, 0.0))
                     self._costs[phase, kind] = (terms[0], terms[1], terms[2], terms[3], terms[4])
@@ -150,9 +155,7 @@ class HostTable:
             ValueError: there is no such table, or its file is wrong; the message names the known ones.
         """
         folder = folder or paths.conf_dir() / "host"
-        content = _read(name, folder)
-        if "base" in content:
-            content = _read(str(content["base"]), folder) | content
+        content = read_table(name, folder)
         slowdown = content.get("slowdown") if slowdown is None else slowdown
         if slowdown is None:
             levels, level = content.get("slowdowns", {}), content.get("level")
@@ -163,6 +166,7 @@ class HostTable:
         if not float(slowdown) > 0:
             raise ValueError(f"host table {name!r}: slowdown must be greater than 0, got {slowdown!r}")
         pipeline: dict[str, Any] = content.get("pipeline", {}) if pipelined else {}
+        of_pipeline = {"any": 1.0 / float(content.get("pipeline_slowdown", 1.0))}
         return cls(
             name,
             content["phases"] | pipeline,
@@ -172,6 +176,7 @@ class HostTable:
             content.get("slowdown_of"),
             content.get("spread_of"),
             bool(pipeline),
+            content.get("factor_of", {}) | dict.fromkeys(pipeline, of_pipeline),
         )
 
     def phase_us(
@@ -239,9 +244,16 @@ class HostTable:
         return sorted({phase for phase, _ in self._costs})
 
 
+def read_table(name: str, folder: Path | None = None) -> dict[str, Any]:
+    """What a table's file says, completed by those that it is based on; raises as `HostTable.load`."""
+    content = _read(name, folder or paths.conf_dir() / "host")
+    return read_table(str(content["base"]), folder) | content if "base" in content else content
+
+
 def base_of(name: str, folder: Path | None = None) -> str:
-    """The table that a table is based on; itself if it is based on none."""
-    return str(_read(name, folder or paths.conf_dir() / "host").get("base", name))
+    """The table with phases of its own that a table is based on; itself if it is based on none."""
+    base = _read(name, folder or paths.conf_dir() / "host").get("base")
+    return name if base is None else base_of(str(base), folder)
 
 
 def name_for(host: str, engine: str) -> str:

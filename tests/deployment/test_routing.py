@@ -160,7 +160,7 @@ ENGINES = {"vllm": "max_num_seqs", "sglang": "max_running_requests"}
 def sweep(folder: Path, engine: str, *arguments: str) -> pd.DataFrame:
     """The trials of a study over routings with four replicas, by routing."""
     words = [sys.executable, "-m", "revati.sweep", "+model=llama7b", f"engine={engine}"]
-    words += ["search_space=routing", "knobs.replicas=4", "num_gpus=4"]
+    words += ["search_space=routing", "knobs.replicas=4", "num_gpus=4", "host.name=h200_xeon"]
     words += ["ray.dashboard=false", "search.max_concurrent=1", f"output_dir={folder}"]
     subprocess.run([*words, *arguments], check=True, timeout=3000)
     trials = pq.read_table(folder / "trials.parquet").to_pandas()

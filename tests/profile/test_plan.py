@@ -47,7 +47,7 @@ def test_a_budget_is_kept_and_a_long_unit_lets_shorter_ones_pass() -> None:
 def test_what_the_database_has_is_not_planned_again() -> None:
     assert units_of(EVERYTHING, Known.of(db.read(paths.kernel_db_dir(), "h100"))) == []
     shapes = ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008), (32000, 4096))
-    first_pass = Known(tokens={shape: frozenset(COARSE_TOKENS) for shape in shapes})
+    first_pass = Known(tokens={(*shape, "bfloat16"): frozenset(COARSE_TOKENS) for shape in shapes})
     units = {(one.family, one.name) for one in units_of(EVERYTHING, first_pass)}
     assert ("gemm", "llama7b_tp1") not in units
     assert {("gemm_between", "llama7b_tp1"), ("gemm", "llama31_8b_tp1"), ("attention", "q32_kv32")} <= units
@@ -107,10 +107,11 @@ def test_a_sample_spans_small_and_large() -> None:
 def test_the_check_measures_what_it_sampled() -> None:
     measured = db.read(paths.kernel_db_dir(), "h200")
     gemms: dict[tuple[int, int, int], float] = {}
-    for row in db.rows(measured, ["m", "n", "k", "median_us"], kind="gemm"):
+    for row in db.rows(measured, ["m", "n", "k", "median_us"], kind="gemm", dtype="bfloat16"):
         gemms[row["m"], row["n"], row["k"]] = row["median_us"]
 
-    def slower_gemms(shapes: list[tuple[int, int]], tokens: list[int]) -> list[dict[str, Any]]:
+    def slower_gemms(shapes: list[tuple[int, int]], tokens: list[int], dtype: str) -> list[dict[str, Any]]:
+        assert dtype == "bfloat16"
         return [
             {"m": m, "n": n, "k": k, "median_us": 1.1 * gemms[m, n, k]} for n, k in shapes for m in tokens
         ]

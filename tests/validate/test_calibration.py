@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from revati.validate.calibration import calibrated
@@ -15,42 +13,9 @@ from revati.validate.runs import read_cases
 from revati.virtual_time.host_table import HostTable
 
 from .conftest import AddRun
+from .step_logs import write_log
 
-STEP_S = 0.01
 TABLE = HostTable.load("h200_xeon", slowdown=1.0)
-
-
-def write_log(folder: Path, slowdown: float, count: int = 240, execute_slowdown: float | None = None) -> None:
-    """Decode steps of 1 to 16 requests, each phase `slowdown` times as long as the table says."""
-    rows = []
-    for step in range(count):
-        requests = 1 + step % 16
-        updated = 1 + (step - 1) % 16  # asynchronous scheduling: the outputs of the step before
-        schedule, execute, sample = (
-            1e-6 * slowdown * TABLE.phase_us(phase, "full", requests, num_layers=32)
-            for phase in ("schedule", "execute", "sample")
-        )
-        execute *= (execute_slowdown or slowdown) / slowdown
-        if step % 10 == 9:
-            execute *= 50  # a full launch queue: no cost of this host
-        begin = step * STEP_S
-        update_begin = begin + 0.8 * STEP_S if step else float("nan")
-        rows.append(
-            {
-                "schedule_begin_s": begin,
-                "schedule_end_s": begin + schedule,
-                "execute_begin_s": begin + schedule,
-                "execute_end_s": begin + schedule + execute,
-                "sample_end_s": begin + schedule + execute + sample,
-                "update_begin_s": update_begin,
-                "update_end_s": update_begin + 1e-6 * slowdown * TABLE.phase_us("update", "full", updated),
-                "step_end_s": begin + 0.9 * STEP_S,
-                "scheduled_tokens": requests,
-                "scheduled_requests": requests,
-                "prefill_requests": 0,
-            }
-        )
-    pq.write_table(pa.Table.from_pylist(rows), folder / "steps.parquet")
 
 
 def test_a_case_is_calibrated_on_the_other_runs_of_its_engine(

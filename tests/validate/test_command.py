@@ -13,12 +13,14 @@ import pytest
 
 from revati.spec import DeploymentSpec, HostSpec
 from revati.validate.__main__ import main, predict, validate
-from revati.validate.options import Options
+from revati.validate.options import OTHERS, Options
 from revati.validate.predictions import Prediction, emulate_case, read_csv, write_csv
 from revati.validate.runs import ValidationError, read_cases
+from revati.virtual_time.host_table import HostTable
 from revati.workload import Workload
 
 from .conftest import ECHOED_BLOCKS, AddRun, Echo
+from .step_logs import write_log
 
 HOST = HostSpec("h200_xeon")
 
@@ -167,6 +169,20 @@ def test_the_emulation_that_knows_nothing_of_the_machines_is_a_predictor_beside_
     )
 
 
+def test_a_predictor_may_know_all_machines_but_the_cases_own(
+    measured: Path, add_run: AddRun, options: Options, echo: Callable[[float], Echo]
+) -> None:
+    for name, slowdown in (("a", 1.0), ("b", 4.0)):
+        write_log(add_run(name, engine_start_s=slowdown), slowdown)
+    (measured / "manifest.yaml").write_text("machine: {a: one, b: other}\n")
+    guess = replace(options, folders=(measured,), predictor="guess", host=HostSpec(OTHERS))
+    emulation = echo(1.0)
+    predict(guess, read_cases([measured], "a"), emulation)
+    (spec,) = emulation.specs
+    known = [HostTable.load(name).slowdown for name in ("h200_xeon", "h200_xeon_sglang")]
+    assert HostTable.load(spec.host.name).slowdown == pytest.approx(max(known)), "of these and one of 4"
+
+
 def test_predictions_of_others_are_numbers_or_reasons(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     given = {"a": Prediction({"ttft_ms_p50": 12.5}), "b": Prediction(skipped="no such model")}
@@ -184,6 +200,7 @@ def test_predictions_of_others_are_numbers_or_reasons(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["x", "host=mac"], "host=mac: accepted: .*h200_xeon"),
+        (["x", "host=others"], "host=others: accepted: .*h200_xeon"),
         (["x", "mode=fast"], "accepted: table, measured, free"),
         (["x", "jobs=0"], "jobs=0: .*integer >= 1"),
         (["x", "repeats=many"], "repeats=many: .*integer >= 1"),

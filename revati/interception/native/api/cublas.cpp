@@ -10,6 +10,7 @@ struct Handle { void *stream = nullptr; int math_mode = 0, pointer_mode = 0; };
 Handle *handle(void *h) { return static_cast<Handle *>(h); }
 
 int gemm(void *h, int op_a, int op_b, int64_t m, int64_t n, int64_t k, int operand, int result, int64_t batch) {
+  load_blas();
   launch_gemm(handle(h)->stream, types(operand, result, op_a, op_b), n, m, k, batch);
   return 0;
 }

@@ -55,6 +55,7 @@ REVATI_API int cublasLtMatmul(void *, void *descriptor, const void *, const void
   const auto *d = static_cast<Descriptor *>(descriptor);
   const auto *a = static_cast<const Layout *>(layout_a), *out = static_cast<const Layout *>(layout_d);
   const int64_t k = d->op_a ? a->rows : a->cols;
+  load_blas();
   launch_gemm(stream, types(a->type, out->type, d->op_a, d->op_b), out->cols, out->rows, k, out->batch);
   return 0;
 }

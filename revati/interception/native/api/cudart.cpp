@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "../core/stream.h"
+#include "cutlass.h"
 #include "kernels.h"
 
 using namespace revati;
@@ -83,10 +84,12 @@ void fill_properties(Properties *p, int device) {
 
 thread_local struct { dim3 grid, block; size_t shared; void *stream; } pushed;
 
-int launch(const void *function, dim3 grid, dim3 block, size_t shared, void *stream) {
+int launch(const void *function, dim3 grid, dim3 block, void **arguments, size_t shared, void *stream) {
   const char *name = kernel_name(function);
   if (!name) return report(98);  // cudaErrorInvalidDeviceFunction
-  launch_kernel(stream, name, &grid.x, &block.x, shared);
+  const CutlassProduct product = cutlass_product(name, arguments);
+  if (product.types) launch_gemm(stream, product.types, product.m, product.n, product.k, 1);
+  else launch_kernel(stream, name, &grid.x, &block.x, shared);
   return kSuccess;
 }
 
@@ -359,11 +362,11 @@ REVATI_API int __cudaPopCallConfiguration(dim3 *grid, dim3 *block, size_t *share
   return kSuccess;
 }
 REVATI_API int __cudaGetKernel(const void **kernel, const void *function) { *kernel = function; return kSuccess; }
-REVATI_API int __cudaLaunchKernel(const void *kernel, dim3 grid, dim3 block, void **, size_t shared, void *stream) { return launch(kernel, grid, block, shared, stream); }
-REVATI_API int cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void **, size_t shared, void *stream) { return launch(function, grid, block, shared, stream); }
-REVATI_API int cudaLaunchCooperativeKernel(const void *function, dim3 grid, dim3 block, void **, size_t shared, void *stream) { return launch(function, grid, block, shared, stream); }
+REVATI_API int __cudaLaunchKernel(const void *kernel, dim3 grid, dim3 block, void **arguments, size_t shared, void *stream) { return launch(kernel, grid, block, arguments, shared, stream); }
+REVATI_API int cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void **arguments, size_t shared, void *stream) { return launch(function, grid, block, arguments, shared, stream); }
+REVATI_API int cudaLaunchCooperativeKernel(const void *function, dim3 grid, dim3 block, void **arguments, size_t shared, void *stream) { return launch(function, grid, block, arguments, shared, stream); }
 struct LaunchConfig { dim3 grid, block; size_t shared; void *stream; void *attributes; unsigned count; };
-REVATI_API int cudaLaunchKernelExC(const LaunchConfig *c, const void *function, void **) { return launch(function, c->grid, c->block, c->shared, c->stream); }
+REVATI_API int cudaLaunchKernelExC(const LaunchConfig *c, const void *function, void **arguments) { return launch(function, c->grid, c->block, arguments, c->shared, c->stream); }
 REVATI_API int cudaFuncGetAttributes(void *out, const void *) {
   struct Attributes { size_t shared, constant, local; int max_threads, registers, ptx, binary, cache, max_dynamic, carveout, cluster, reserved[32]; };
   Attributes a{};

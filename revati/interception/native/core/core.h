@@ -87,6 +87,7 @@ REVATI_CORE void submit(Stream *stream, const Cost &cost, Group *group = nullptr
 REVATI_CORE void launch_kernel(void *stream, const char *name, const unsigned grid[3], const unsigned block[3],
                                size_t shared_bytes);
 REVATI_CORE void launch_gemm(void *stream, const char *types, int64_t m, int64_t n, int64_t k, int64_t batch);
+REVATI_CORE void load_blas();  // cuBLAS takes memory from its first product on
 REVATI_CORE void launch_collective(void *stream, const char *op, int64_t bytes, Group *group,
                                    Roles roles = {});
 REVATI_CORE void launch_copy(void *stream, const char *direction, int64_t bytes);

@@ -213,17 +213,19 @@ void launch_kernel(void *stream, const char *name, const unsigned grid[3], const
   submit(stream_of(stream), price(key));
 }
 
+void load_blas() {
+  static std::map<int, bool> loaded;
+  if (loaded[current_device()]) return;
+  loaded[current_device()] = true;
+  charge_memory(current_device(), static_cast<int64_t>(gpu().library_bytes));
+}
+
 void launch_gemm(void *stream, const char *types, int64_t m, int64_t n, int64_t k, int64_t batch) {
   LaunchKey key{};
   key.name = types;
   key.type = LaunchType::kGemm;
   key.m = m; key.n = n; key.k = k; key.batch = batch;
   last_tokens = static_cast<int32_t>(m);
-  static std::map<int, bool> libraries_loaded;
-  if (!libraries_loaded[current_device()]) {
-    libraries_loaded[current_device()] = true;
-    charge_memory(current_device(), static_cast<int64_t>(gpu().library_bytes));
-  }
   submit(stream_of(stream), price(key));
 }
 
