@@ -129,7 +129,7 @@ class KernelTimer:
         db_dir = paths.kernel_db_dir()
         for gpu in db.known_gpus(db_dir):
             limits = load_limits(paths.conf_dir() / "gpu", gpu)
-            if limits.compute_capability == self.limits.compute_capability and limits != self.limits:
+            if limits.compute_capability == self.limits.compute_capability:
                 timer = KernelTimer(db_dir, gpu, self.shape)
                 if timer.quantises:
                     return timer
