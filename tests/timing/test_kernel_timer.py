@@ -174,6 +174,16 @@ class TestFp8:
         assert alone.duration_us == h200.kernel(norm, (1, 1, 1), (256, 1, 1), 0, 1, 1).duration_us
         assert many.duration_us > 1.3 * h200.kernel(norm, (4096, 1, 1), (256, 1, 1), 0, 1, 1).duration_us
 
+    def test_what_is_quantised_with_what_tells_more_than_its_width(self) -> None:
+        name = "triton_red_fused__to_copy_abs_clamp_cutlass_scaled_mm_div_max_mul_reciprocal_unsqueeze_view_0"
+        llama8b, narrower = (replace(LLAMA7B, num_q_heads=heads, tp=tp) for heads, tp in ((32, 1), (16, 2)))
+        found = {}
+        for shape in (llama8b, narrower):
+            timer = KernelTimer(paths.kernel_db_dir(), "h200", shape)
+            found[shape.tp] = timer.kernel(name, (2048, 1, 1), (512, 1, 1), 0, 2048, 1)
+        assert (found[1].provenance, found[2].provenance) == ("measured", "extrapolated")
+        assert 0.4 * found[1].duration_us < found[2].duration_us < 0.7 * found[1].duration_us
+
     @pytest.mark.parametrize("gpu", ["l40s", "b200"])
     def test_another_gpu_is_as_efficient_as_in_bf16(self, tmp_path: Path, gpu: str) -> None:
         rows = [
