@@ -95,7 +95,7 @@ class GpuDescription:
     sm_clock_mhz: int
     memory_bandwidth_gb_s: float
     bf16_tflops: float
-    fp8_tflops: float
+    fp8_tflops: float | None  # None: it has no FP8
     nvlink_bandwidth_gb_s: float
     pcie_bandwidth_gb_s: float
     max_gpus_per_node: int

@@ -42,6 +42,8 @@ class Knob:
         return kind if self.low is None else f"{kind} >= {self.low}"
 
 
+UNQUANTISED = "none"  # a value of ours: engines have no name for it
+
 # Of the deployment rather than of an engine.
 DEPLOYMENT_KNOBS: dict[str, Knob] = {
     "tensor_parallel_size": Knob(int, choices=(1, 2, 4, 8)),
@@ -66,6 +68,7 @@ _VLLM: dict[str, Knob] = {
     "max_long_partial_prefills": Knob(int, low=1),
     "performance_mode": Knob(str, choices=("balanced", "interactivity", "throughput")),
     "dtype": Knob(str, choices=("auto", "bfloat16", "float16")),
+    "quantization": Knob(str, choices=(UNQUANTISED, "fp8")),
 }
 
 _SGLANG: dict[str, Knob] = {

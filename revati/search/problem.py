@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from revati.search.knobs import DEPLOYMENT_KNOBS
+from revati.search.knobs import DEPLOYMENT_KNOBS, UNQUANTISED
 from revati.search.space import ENGINE, Point
 from revati.spec import DeploymentSpec, HostSpec, ModelShape
 
@@ -34,12 +34,15 @@ class Problem:
         arguments = self.engine_args if name == self.engine else {}
         deployment = {name: value for name, value in point.items() if name in DEPLOYMENT_KNOBS}
         engine = {name: value for name, value in point.items() if name not in DEPLOYMENT_KNOBS}
+        engine = {**arguments, **engine}
+        if engine.get("quantization") == UNQUANTISED:
+            del engine["quantization"]
         return DeploymentSpec(
             engine=name,
             model=self.model,
             gpu=self.gpu,
             host=self.host,
-            engine_args={**arguments, **engine},
+            engine_args=engine,
             timing_source=self.timing_source,
             timing_require=self.timing_require,
             seed=self.seed,

@@ -12,6 +12,7 @@ import numpy as np
 from revati.interception.core import Cost, LaunchKey, LaunchType, NativeCore, Work
 from revati.interception.gpu import GpuDescription
 from revati.timing.estimate import Estimate, dtype_bytes
+from revati.timing.families import family
 from revati.timing.power import demand
 from revati.timing.source import TimingSource
 from revati.timing.usage import LaunchLog, Usage
@@ -20,6 +21,10 @@ _DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "f8e4m3": "fl
 _CUSTOM_ALL_REDUCE = re.compile(r"(vllm|sglang)::cross_device_reduce_([12]stage)")
 # What `TimingSource.collective` calls them.
 _CUSTOM_PREFIX = {"vllm": "custom", "sglang": "sglang_custom"}
+
+
+class UnreadProductError(ValueError):
+    """A product came as a kernel whose launch doesn't tell its size, so that nothing tells its time."""
 
 
 class LaunchPricing:
@@ -37,6 +42,7 @@ class LaunchPricing:
         self._demangled: dict[bytes, str] = {}
         self._attention_names = {"main": "attention", "combine": "combine"}
         self._log = LaunchLog()
+        self._unread: str | None = None  # a product's kernel
         self.num_reqs = 0  # of the step in progress
         # Encloses predictions inside an engine's phase: their CPU time is ours, not the engine's.
         self.own_time: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -51,7 +57,12 @@ class LaunchPricing:
         core.set_resolver(self._resolve)
 
     def set_batch(self, query_lens: Sequence[int], context_lens: Sequence[int]) -> None:
-        """Announce the batch of the next step: new tokens and total context of each request."""
+        """Announce the batch of the next step: new tokens and total context of each request.
+
+        Raises:
+            UnreadProductError: see `refuse_unread`.
+        """
+        self.refuse_unread()
         self.num_reqs = len(query_lens)
         queries = np.asarray(query_lens, dtype=np.int64)
         contexts = np.asarray(context_lens, dtype=np.int64)
@@ -67,6 +78,17 @@ class LaunchPricing:
             main.std_us * 1e3,
             combine.std_us * 1e3,
         )
+
+    def refuse_unread(self) -> None:
+        """
+        Raises:
+            UnreadProductError: a product was launched whose time is not known; names it.
+        """
+        if self._unread is not None:
+            raise UnreadProductError(
+                f"{self._gpu.name}: nothing tells how long the product {self._unread} takes; known: "
+                "cuBLAS's, and of vLLM's CUTLASS kernels those with FP8 weights and activations"
+            )
 
     def usage(self) -> Usage:
         """The launches since the core's counters were reset."""
@@ -106,6 +128,8 @@ class LaunchPricing:
             impl = f"{_CUSTOM_PREFIX[found[1]]}_{found[2]}"
             estimate = self._source.collective("all_reduce", nbytes, ranks, impl)
             return name, f"{nbytes} bytes, {ranks} ranks", estimate
+        if family(name) == "gemm":  # an error here would be lost in the native core
+            self._unread = name.removeprefix("void ")[:120]
         grid, block = tuple(key.grid), tuple(key.block)
         estimate = self._source.kernel(name, grid, block, key.shared_bytes, key.num_tokens, self.num_reqs)
         return name, f"grid {grid}, block {block}, {key.shared_bytes} bytes shared", estimate

@@ -17,7 +17,8 @@ class Estimate:
 
     ``rel_std`` is the expected relative error (one standard deviation) of ``duration_us``, at the GPU's full
     clock; ``kind`` is the kernel family (``gemm``, ``attention``, ``norm``, …).  ``flops`` and ``nbytes`` are
-    the work that is done, for kernels heavy enough to meet the power limit (see `power`).  ``launches`` is
+    the work that is done, on operands of ``dtype``, for kernels heavy enough to meet the power limit (see
+    `power`).  ``launches`` is
     how many places of the GPU's launch queue the operation takes, ``std_us`` the standard deviation of its
     time from one launch to the next.
     """
@@ -30,6 +31,7 @@ class Estimate:
     nbytes: float = 0.0
     launches: int = 1
     std_us: float = 0.0
+    dtype: str = "bfloat16"
 
 
 def weaker(one: Provenance, other: Provenance) -> Provenance:
@@ -67,6 +69,7 @@ class RankShape:
         )
 
 
+FP8 = frozenset({"float8_e4m3"})
 DTYPE_BYTES: dict[str, int] = {
     "bfloat16": 2,
     "float16": 2,

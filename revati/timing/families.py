@@ -23,7 +23,7 @@ FAMILIES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (ATTENTION_COMBINE.pattern, "combine"),
         (ATTENTION_MAIN.pattern, "attention"),
         (r"flash::prepare_varlen_num_blocks", "attention_schedule"),
-        (r"nvjet_|splitKreduce_kernel|gemv|cutlass.*[Gg]emm|sm\d+_xmma_gemm", "gemm"),
+        (r"nvjet_|splitKreduce_kernel|gemv|marlin::|cutlass.*[Gg]emm|sm\d+_xmma_gemm", "gemm"),
         (r"triton_\w*scaled_mm|scaled_fp8_quant", "quant"),  # a norm or an activation may be fused in
         (r"cross_device_reduce|ncclDevKernel|ncclKernel", "collective"),
         (r"reshape_and_cache", "kv_write"),

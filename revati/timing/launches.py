@@ -73,6 +73,7 @@ class LaunchModel:
         by_name: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
         by_work: dict[tuple[str, int], list[tuple[float, float]]] = {}
         by_family: dict[tuple[str, int], list[tuple[float, float]]] = {}
+        by_fusion: dict[str, list[tuple[float, float]]] = {}
         for launch in launches:
             for name in {launch.name, without_number(launch.name)}:
                 key = (name, launch.block_x, launch.width)
@@ -83,6 +84,9 @@ class LaunchModel:
                 (work, launch.duration_us)
             )
             by_family.setdefault((kind, int(bool(launch.width))), []).append((work, launch.duration_us))
+            if kind == "quant":  # what is fused in matters more than how wide it is
+                for name in {launch.name, without_number(launch.name)}:
+                    by_fusion.setdefault(name, []).append((work, launch.duration_us))
         small = [
             x.duration_us for x in launches if family(x.name) == "elementwise" and x.blocks <= FEW_BLOCKS
         ]
@@ -90,6 +94,7 @@ class LaunchModel:
         self._by_name = {key: Curve.from_points(points) for key, points in by_name.items()}
         self._by_work = {key: Curve.from_points(points) for key, points in by_work.items()}
         self._by_family = {key: Curve.from_points(points) for key, points in by_family.items()}
+        self._by_fusion = {name: Curve.from_points(points) for name, points in by_fusion.items()}
 
     def estimate(self, name: str, blocks: int, block_x: int, shape: RankShape, num_reqs: int = 0) -> Estimate:
         kind = family(name)
@@ -100,6 +105,8 @@ class LaunchModel:
                 return curve.estimate(blocks, kind)
         work = blocks * (width or block_x)
         curve = self._by_work.get((without_number(name), width))  # with blocks of another size
+        if curve is None:
+            curve = self._by_fusion.get(name) or self._by_fusion.get(without_number(name))
         if curve is None and kind != "elementwise":
             curve = self._by_family.get((kind, int(bool(width))))
         if curve is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from revati.interception.gpu import GpuDescription
-from revati.timing.estimate import Estimate
+from revati.timing.estimate import FP8, Estimate
 
 
 def demand(gpu: GpuDescription, estimate: Estimate) -> tuple[float, float]:
@@ -13,7 +13,8 @@ def demand(gpu: GpuDescription, estimate: Estimate) -> tuple[float, float]:
         return 0.0, 0.0
     if not estimate.flops or not estimate.duration_us:
         return model.other_w, 0.0
-    flops_share = min(1.0, estimate.flops / (estimate.duration_us * gpu.bf16_tflops * 1e6))
+    tflops = gpu.fp8_tflops if estimate.dtype in FP8 and gpu.fp8_tflops else gpu.bf16_tflops
+    flops_share = min(1.0, estimate.flops / (estimate.duration_us * tflops * 1e6))
     bytes_share = min(1.0, estimate.nbytes / (estimate.duration_us * gpu.memory_bandwidth_gb_s * 1e3))
     if estimate.kind == "gemm":
         return model.gemm(flops_share, bytes_share)

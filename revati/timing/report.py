@@ -19,8 +19,8 @@ import pyarrow as pa
 from revati import paths
 from revati.timing import db
 from revati.timing.curve import Curve
-from revati.timing.estimate import Estimate
-from revati.timing.gemm import FULL_CLOCK_TOKENS, GemmModel, Key, TokenCurve
+from revati.timing.estimate import FP8, Estimate
+from revati.timing.gemm import FULL_CLOCK_TOKENS, MEASURED_EVERYWHERE, GemmModel, Key, curve_of
 from revati.timing.gpu import GpuLimits, load_limits
 from revati.timing.timer import LAUNCH_KINDS
 from revati.timing.trees import Trees
@@ -87,11 +87,8 @@ def chapter(db_dir: Path, gpu: str) -> list[str]:
     folder = db.partition(db_dir, gpu) / "fitted"
     every = _curves(measured, "gemm", ["n", "k", "dtype"], "m")
     gemm = {key: [(m, us) for m, us in own if m <= FULL_CLOCK_TOKENS] for key, own in every.items()}
-    points = [
-        held
-        for own in gemm.values()
-        for held in left_out_points(own, lambda curve, m: TokenCurve(curve).estimate(int(m)))
-    ]
+    dtypes = sorted({key[2] for key in gemm})  # bfloat16 first
+    points = {dtype: _left_out_tokens(gemm, dtype) for dtype in dtypes}
     others = _launch_errors(measured)
     return [
         f"## {gpu}",
@@ -100,7 +97,7 @@ def chapter(db_dir: Path, gpu: str) -> list[str]:
         "",
         "| family | points | weighted mean | target |",
         "|---|---|---|---|",
-        _verdict("gemm", len(points), weighted(points)),
+        *(_verdict(_gemm_of(dtype), len(held), weighted(held)) for dtype, held in points.items()),
         *_attention_verdicts(folder),
         *(_verdict(kind, len(held), weighted(held)) for kind, held in others.items()),
         "",
@@ -110,14 +107,7 @@ def chapter(db_dir: Path, gpu: str) -> list[str]:
         "|---|---|---|---|",
         *_inventory(measured),
         "",
-        "### GEMM, a token count left out",
-        "",
-        *_table("m up to", _by_bucket(points)),
-        "",
-        "### GEMM, a weight shape left out and answered from the others",
-        "",
-        *_table("m up to", _by_bucket(left_out_shapes(limits, gemm))),
-        "",
+        *(line for dtype in dtypes for line in _gemm_tables(limits, gemm, dtype, points[dtype])),
         "### Attention, held out of the fit",
         "",
         *_attention(folder),
@@ -129,8 +119,44 @@ def chapter(db_dir: Path, gpu: str) -> list[str]:
     ]
 
 
+def _gemm_of(dtype: str) -> str:
+    return "gemm" if dtype == "bfloat16" else f"gemm, {dtype}"
+
+
+def _left_out_tokens(gemm: dict[Key, Points], dtype: str) -> list[Held]:
+    return [
+        held
+        for key, own in gemm.items()
+        if key[2] == dtype
+        for held in left_out_points(own, lambda curve, m: curve_of(dtype, curve).estimate(int(m)))
+    ]
+
+
+def _gemm_tables(
+    limits: GpuLimits, gemm: dict[Key, Points], dtype: str, left_out: list[Held]
+) -> Iterable[str]:
+    title = "GEMM" if dtype == "bfloat16" else f"GEMM of {dtype}"
+    own = {key: points for key, points in gemm.items() if key[2] == dtype}
+    tables = {"a token count left out": left_out}
+    tables["a weight shape left out and answered from the others"] = left_out_shapes(limits, own)
+    others = {key: points for key, points in gemm.items() if key[2] == MEASURED_EVERYWHERE}
+    if dtype in FP8 and others:
+        tables["all left out and answered from bfloat16's efficiency"] = _from_others(limits, own, others)
+    for name, held in tables.items():
+        yield from (f"### {title}, {name}", "", *_table("m up to", _by_bucket(held)), "")
+
+
+def _from_others(limits: GpuLimits, own: dict[Key, Points], others: dict[Key, Points]) -> list[Held]:
+    model = GemmModel(limits, {key: [(int(m), us) for m, us in points] for key, points in others.items()})
+    return [
+        (m, model.estimate(int(m), *key, MEASURED_EVERYWHERE).duration_us, us)
+        for key, points in own.items()
+        for m, us in points
+    ]
+
+
 def _verdict(family: str, points: int, error: float) -> str:
-    target = TARGETS.get(family, OTHER_TARGET)
+    target = TARGETS.get(family.partition(",")[0], OTHER_TARGET)
     return (
         f"| {family} | {points} | {error:.1%} | {'' if error <= target else '**missed:** '}≤ {target:.0%} |"
     )

@@ -15,13 +15,13 @@ REL_STD = 0.5
 COLLECTIVE_FLOOR_US = 10.0
 
 
-def roofline_us(limits: GpuLimits, flops: float, nbytes: float) -> float:
-    busy = max(flops / limits.bf16_flop_per_us, nbytes / limits.memory_bytes_per_us)
+def roofline_us(limits: GpuLimits, flops: float, nbytes: float, dtype: str = "bfloat16") -> float:
+    busy = max(flops / limits.flop_per_us(dtype), nbytes / limits.memory_bytes_per_us)
     return FLOOR_US + busy / ATTAINABLE
 
 
-def roofline(limits: GpuLimits, kind: str, flops: float, nbytes: float) -> Estimate:
-    return Estimate(roofline_us(limits, flops, nbytes), "roofline", REL_STD, kind)
+def roofline(limits: GpuLimits, kind: str, flops: float, nbytes: float, dtype: str = "bfloat16") -> Estimate:
+    return Estimate(roofline_us(limits, flops, nbytes, dtype), "roofline", REL_STD, kind)
 
 
 def gemm_bytes(m: int, n: int, k: int, in_bytes: int, out_bytes: int) -> int:

@@ -177,6 +177,29 @@ def test_tensor_parallel_ranks_are_folded_into_one_process(
     assert result.status == "ok", result.reason
 
 
+def test_fp8_products_are_priced_and_weights_leave_more_for_the_kv_cache(
+    client: TemplateClient, make_spec: MakeSpec, workload: Workload, tmp_path: Path
+) -> None:
+    runs = {}
+    for name, arguments in (("bf16", {}), ("fp8", {"quantization": "fp8"})):
+        result = client.run(make_spec(engine_args=arguments), workload, tmp_path / name)
+        assert result.status == "ok", result.reason
+        kernels = pq.read_table(tmp_path / name / "kernels.parquet").to_pandas()
+        runs[name] = result, kernels.set_index("name")
+    (bf16, bf16_kernels), (fp8, fp8_kernels) = runs["bf16"], runs["fp8"]
+    assert fp8.kv_cache_blocks > bf16.kv_cache_blocks
+    products = fp8_kernels[fp8_kernels.kind == "gemm"]
+    assert set(products.index) == {"gemm f8e4m3>bf16:TN", "gemm bf16>bf16:TN"}  # the latter to the vocabulary
+    assert set(bf16_kernels[bf16_kernels.kind == "gemm"].index) == {"gemm bf16>bf16:TN"}
+    weights = [
+        set(rows[rows.kind == "gemm"]["shape"].str.partition(", ")[2]) for rows in (fp8_kernels, bf16_kernels)
+    ]
+    assert weights[0] == weights[1]
+    assert fp8_kernels[fp8_kernels.kind == "quant"].launches.sum() > 0
+    assert not set(bf16_kernels.kind) & {"quant"}
+    assert fp8.provenance["gpu_time_share_roofline"] == 0.0
+
+
 def test_a_model_that_does_not_fit_is_infeasible_with_vllms_reason(
     client: TemplateClient, make_spec: MakeSpec, workload: Workload, out_dir: Path
 ) -> None:

@@ -15,9 +15,9 @@ from revati.interception.preload import emulated_environment
 pytest.importorskip("torch")
 
 
-def emulated(program: str, num_gpus: int = 8) -> str:
-    """Run a program on emulated H200s; returns what it prints."""
-    environment = emulated_environment(load_gpu("h200"), num_gpus, os.environ)
+def emulated(program: str, num_gpus: int = 8, gpu: str = "h200") -> str:
+    """Run a program on emulated GPUs; returns what it prints."""
+    environment = emulated_environment(load_gpu(gpu), num_gpus, os.environ)
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
         env=environment,
@@ -328,3 +328,32 @@ def test_a_collective_waits_for_the_slowest_rank() -> None:
     """
     )
     assert abs(int(output) - (10_000_000 + 2 * 1.029 * 60_000)) < 10
+
+
+@pytest.mark.parametrize("gpu", ["l40s", "h200", "b200"])  # a generation of CUTLASS kernels each
+def test_a_cutlass_product_tells_its_size(gpu: str) -> None:
+    pytest.importorskip("vllm")
+    output = emulated(
+        """
+        import torch
+        from revati.interception.core import NativeCore
+        from vllm import _custom_ops
+
+        core, seen = NativeCore(), []
+        core.set_resolver(lambda key, cost: seen.append((key.type, key.name.decode(), key.m, key.n, key.k)))
+        n, k, fp8 = 6144, 4096, torch.float8_e4m3fn
+        weight, scale = torch.empty(n, k, device="cuda", dtype=fp8), torch.empty(1, device="cuda")
+        for out in (torch.bfloat16, torch.float16):
+            for m in (8, 40, 100, 200, 3000):  # each gets another kernel, the first ones swapped operands
+                x, scales = torch.empty(m, k, device="cuda", dtype=fp8), torch.empty(m, 1, device="cuda")
+                seen.clear()
+                _custom_ops.cutlass_scaled_mm(x, weight.t(), scales, scale, out)
+                print(m, *(seen[-1]))
+        """,
+        num_gpus=1,
+        gpu=gpu,
+    )
+    expected = [
+        f"{m} 1 f8e4m3>{out}:TN {m} 6144 4096" for out in ("bf16", "f16") for m in (8, 40, 100, 200, 3000)
+    ]
+    assert output.splitlines() == expected

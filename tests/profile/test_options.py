@@ -19,6 +19,10 @@ def test_defaults_and_values() -> None:
     assert isinstance(default, Options)
     assert "collective" not in default.families
     assert (default.check, default.again, default.plan) == ("after", False, False)
+    assert default.precisions == ("bf16",)
+    both = parse(["gpu=h200", "precisions=bf16,fp8"])
+    assert isinstance(both, Options)
+    assert both.precisions == ("bf16", "fp8")
 
 
 def test_a_host_has_options_of_its_own() -> None:
@@ -35,6 +39,7 @@ def test_a_host_has_options_of_its_own() -> None:
         (["gpu=h200", "families=gemm,magic"], f"'magic'; accepted: {', '.join(FAMILIES)}"),
         (["gpu=h200", "budget_minutes=soon"], "budget_minutes must be a number above 0"),
         (["gpu=../h200"], "letters, digits and underscores"),
+        (["gpu=h200", "precisions=fp4"], "'fp4'; accepted: bf16, fp8"),
         (["gpu=h200", "check=maybe"], "'maybe'; accepted: after, only, no"),
         (["gpu=h200", "plan=perhaps"], "accepted: yes, no"),
         (["host=h200", "gpu=h200"], "accepted: host=…, engines=…, logs=…"),

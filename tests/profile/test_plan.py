@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from revati import paths
 from revati.profile.__main__ import main
 from revati.profile.check import Drift, attention_sample, check, drift, gemm_sample
 from revati.profile.options import Options
-from revati.profile.plan import GAIN, Known, Unit, ordered, show, units_of, within
+from revati.profile.plan import GAIN, Known, Unit, engines_within, ordered, show, units_of, within
 from revati.profile.shapes import COARSE_TOKENS, GEMM_TOKENS
 from revati.timing import db
 from revati.timing.curve import Curve
@@ -59,6 +60,23 @@ def test_the_plan_is_shown_without_a_gpu(capsys: pytest.CaptureFixture[str], tmp
     assert "plan: 15 units in about 60 s" in shown
     assert "beyond the budget" in shown
     assert not list(tmp_path.iterdir())
+
+
+def test_another_precision_is_planned_on_its_own() -> None:
+    options = replace(
+        EVERYTHING,
+        families=("engine", "gemm"),
+        precisions=("bf16", "fp8"),
+        models=("llama7b",),
+        tensor_parallel=(1,),
+    )
+    everything_but_fp8 = Known.of(db.read(paths.kernel_db_dir(), "h100"))
+    assert engines_within(options, everything_but_fp8) == ("fp8",)
+    units = {(one.family, one.name) for one in units_of(options, everything_but_fp8)}
+    assert units == {("gemm", "llama7b_tp1_fp8"), ("gemm_between", "llama7b_tp1_fp8")}
+    with_fp8 = Known.of(db.read(paths.kernel_db_dir(), "h200"))
+    assert engines_within(options, with_fp8) == ()
+    assert not [one for one in units_of(options, with_fp8) if "fp8" in one.name]
 
 
 def test_the_first_pass_leaves_a_small_error_between_its_tokens() -> None:

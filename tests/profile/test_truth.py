@@ -227,6 +227,9 @@ def test_packed_runs_keep_bulky_tables_once(tmp_path: Path) -> None:
             write_compact(steps, source / name / "steps.parquet")
     assert pack([source], out) == ["a", "a_rep2", "a_rep10"]
     assert [path.parent.name for path in out.glob("*/steps.parquet")] == ["a_rep2"]
+    pack([source], tmp_path / "logs", every_log=True)
+    logs = (tmp_path / "logs").glob("*/steps.parquet")
+    assert sorted(path.parent.name for path in logs) == ["a_rep10", "a_rep2"]
     for name, kept in (("a", []), ("a_rep2", [500_000, 700_000]), ("a_rep10", [])):
         table = pq.read_table(out / name / "requests.parquet")
         assert table["token_times_us"].to_pylist() == [kept]

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revati import paths
+from revati.engines.vllm.settings import serve_command
 from revati.search.errors import ConfigError
 from revati.search.space import Choice, Range, SearchSpace, load_space, parse_domain
+from tests.search.problems import PROBLEM
 
 
 @pytest.mark.parametrize("path", sorted(paths.search_spaces_dir().glob("*.yaml")), ids=lambda path: path.stem)
@@ -47,6 +49,7 @@ def test_overrides_replace_and_add_knobs() -> None:
         ("tensor_parallel_size", 3, "1, 2, 4, 8"),
         ("scheduling_policy", "lifo", "fcfs, priority"),
         ("enforce_eager", 1, "true, false"),
+        ("quantization", "awq", "none, fp8"),
         ("gpu_memory_utilization", 1.2, "a number from 0.01 to 1.0"),
         ("long_prefill_token_threshold", -1, "an integer >= 0"),
         ("enforce_eager", {"low": 0, "high": 1}, "true, false"),
@@ -61,6 +64,12 @@ def test_refusals_name_what_is_accepted(knob: str, value: Any, accepted: str) ->
     with pytest.raises(ConfigError, match=accepted) as caught:
         parse_domain("vllm", knob, value)
     assert "\n" not in str(caught.value)
+
+
+def test_no_quantisation_has_no_argument() -> None:
+    none, fp8 = (PROBLEM.spec({"quantization": value}) for value in ("none", "fp8"))
+    assert none.engine_args == PROBLEM.engine_args
+    assert serve_command(fp8, "m")[-2:] == ["--quantization", "fp8"]
 
 
 def test_an_integer_is_a_number() -> None:

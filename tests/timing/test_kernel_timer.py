@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from revati import paths
 from revati.timing import KernelTimer, RankShape, UnknownGpuError, db, schema
 from revati.timing.curve import Curve
-from revati.timing.gemm import TokenCurve
+from revati.timing.gemm import TileCurve, TokenCurve
+from revati.timing.gpu import NoFp8Error
 
 SHAPE = RankShape(
     hidden=512, intermediate=1024, num_q_heads=4, num_kv_heads=2, head_dim=128, vocab=1000, num_layers=2
@@ -130,6 +133,90 @@ def test_gemm_knows_how_many_launches_it_takes(timer: KernelTimer, m: int, n: in
 
 def test_gemm_of_an_unseen_dtype_ends_at_the_roofline(timer: KernelTimer) -> None:
     assert timer.gemm(8, 512, 512, "float16", "float16").provenance == "roofline"
+
+
+@pytest.mark.parametrize(
+    ("m", "duration_us"),
+    [
+        (600, 40.0 - 8.0 * (600 - 544) / 96),  # between two in the row of 513 to 768 tokens
+        (530, 40.0),  # as its only neighbour in that row, though a shorter one is nearer
+        (700, 32.0),
+        (800, 45.0),
+        (900, 45.0),
+    ],
+)
+def test_a_row_of_cutlass_tiles_says_nothing_about_another(m: int, duration_us: float) -> None:
+    curve = TileCurve(Curve((512.0, 544.0, 640.0, 832.0, 1088.0), (20.0, 40.0, 32.0, 45.0, 60.0)))
+    found = curve.estimate(m)
+    assert (found.duration_us, found.provenance) == (pytest.approx(duration_us), "interpolated")
+    assert (curve.estimate(544).duration_us, curve.estimate(544).provenance) == (40.0, "measured")
+
+
+class TestFp8:
+    LAYER = (6144, 4096)
+
+    def test_a_measured_gpu_answers_from_its_own_rows(self) -> None:
+        timer = KernelTimer(paths.kernel_db_dir(), "h200", LLAMA7B)
+        found = timer.gemm(256, *self.LAYER, "float8_e4m3", "bfloat16")
+        assert (found.provenance, found.dtype) == ("measured", "float8_e4m3")
+        assert found.duration_us < timer.gemm(256, *self.LAYER, "bfloat16", "bfloat16").duration_us
+
+    def test_a_gpu_of_the_same_generation_answers_from_them_visibly(self) -> None:
+        h200, h100 = (KernelTimer(paths.kernel_db_dir(), gpu, LLAMA7B) for gpu in ("h200", "h100"))
+        theirs = h200.gemm(16, *self.LAYER, "float8_e4m3", "bfloat16")
+        found = h100.gemm(16, *self.LAYER, "float8_e4m3", "bfloat16")
+        assert found.provenance == "extrapolated"
+        # Bound by memory, which is 1.43 times as fast there.
+        assert 1.3 * theirs.duration_us < found.duration_us < 1.45 * theirs.duration_us
+        norm = "triton_red_fused__to_copy_abs_clamp_cutlass_scaled_mm_div_fused_add_rms_norm_max_mul_1"
+        alone, many = (h100.kernel(norm, (x, 1, 1), (256, 1, 1), 0, x, x) for x in (1, 4096))
+        assert alone.provenance == many.provenance == "extrapolated"
+        assert alone.duration_us == h200.kernel(norm, (1, 1, 1), (256, 1, 1), 0, 1, 1).duration_us
+        assert many.duration_us > 1.3 * h200.kernel(norm, (4096, 1, 1), (256, 1, 1), 0, 1, 1).duration_us
+
+    def test_what_is_quantised_with_what_tells_more_than_its_width(self) -> None:
+        name = "triton_red_fused__to_copy_abs_clamp_cutlass_scaled_mm_div_max_mul_reciprocal_unsqueeze_view_0"
+        llama8b, narrower = (replace(LLAMA7B, num_q_heads=heads, tp=tp) for heads, tp in ((32, 1), (16, 2)))
+        found = {}
+        for shape in (llama8b, narrower):
+            timer = KernelTimer(paths.kernel_db_dir(), "h200", shape)
+            found[shape.tp] = timer.kernel(name, (2048, 1, 1), (512, 1, 1), 0, 2048, 1)
+        assert (found[1].provenance, found[2].provenance) == ("measured", "extrapolated")
+        assert 0.4 * found[1].duration_us < found[2].duration_us < 0.7 * found[1].duration_us
+
+    @pytest.mark.parametrize("gpu", ["l40s", "b200"])
+    def test_another_gpu_is_as_efficient_as_in_bf16(self, tmp_path: Path, gpu: str) -> None:
+        rows = [
+            row(kind="gemm", kernel="g", dtype="bfloat16", m=m, n=n, k=4096, median_us=m * n / 1e4)
+            for m in (1, 256, 4096)
+            for n in (4096, 16384)
+        ]
+        write(tmp_path, rows, gpu)
+        timer = KernelTimer(tmp_path, gpu, LLAMA7B)
+        bf16, fp8 = (timer.gemm(4096, *self.LAYER, t, "bfloat16") for t in ("bfloat16", "float8_e4m3"))
+        assert (fp8.provenance, fp8.rel_std >= 0.3) == ("extrapolated", True)
+        assert 0.45 < fp8.duration_us / bf16.duration_us < 0.6
+
+    def test_a_gpu_without_fp8_says_so(self, tmp_path: Path) -> None:
+        bf16 = row(kind="gemm", kernel="g", dtype="bfloat16", m=1, n=8, k=8, median_us=2.0)
+        write(tmp_path, [bf16], "a100")
+        with pytest.raises(NoFp8Error, match="has no FP8"):
+            KernelTimer(tmp_path, "a100", SHAPE).gemm(1, 8, 8, "float8_e4m3", "bfloat16")
+
+    def test_its_rows_leave_bf16_as_it_is(self, tmp_path: Path) -> None:
+        measured = db.read(paths.kernel_db_dir(), "h200")
+        bf16 = measured.filter(pc.not_equal(measured["dtype"].cast(pa.string()).fill_null(""), "float8_e4m3"))
+        assert 0 < bf16.num_rows < measured.num_rows
+        db.write(bf16, tmp_path / "gpu=h200" / "all.parquet")
+        rank = replace(LLAMA7B, tp=2)  # with jitter
+        ours, without = (KernelTimer(folder, "h200", rank) for folder in (paths.kernel_db_dir(), tmp_path))
+        for m in (1, 33, 300, 1000, 5000):
+            for n, k in (self.LAYER, (5000, 3000)):
+                size = m, n, k, "bfloat16", "bfloat16"
+                assert ours.gemm(*size) == without.gemm(*size)
+        for name in ("triton_red_fused_add_rms_norm_0", "triton_poi_fused_mul_silu_slice_1", "nobody_knows"):
+            launch = (name, (100, 1, 1), (512, 1, 1), 0, 100, 4)
+            assert ours.kernel(*launch) == without.kernel(*launch)
 
 
 def test_inductor_number_does_not_matter(timer: KernelTimer) -> None:

@@ -92,6 +92,8 @@ def test_a_forest_refuses_trees_that_are_too_wide() -> None:
         ("triton_poi_fused_mul_silu_slice_1", "activation"),
         ("triton_poi_fused_add_cat_index_select_mul_split_split_with_sizes_sub_unsqueeze_view_3", "rope"),
         ("void vllm::reshape_and_cache_flash_kernel<x, y, (vllm::Fp8KVCacheDataType)0>(z)", "kv_write"),
+        ("triton_red_fused__to_copy_abs_clamp_cutlass_scaled_mm_div_max_mul_silu_slice_2", "quant"),
+        ("void marlin::Marlin<x>(y)", "gemm"),
         ("nvjet_sm90_tst_128x8_64x12_4x1_v_bz_TNT", "gemm"),
         ("void vllm::cross_device_reduce_1stage<__nv_bfloat16, 2>(x)", "collective"),
         ("_gumbel_sample_kernel", "sampling"),

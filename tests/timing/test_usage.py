@@ -64,13 +64,15 @@ def test_a_run_without_launches_has_no_shares() -> None:
 def test_a_kernel_near_the_peak_draws_more_and_follows_the_clock() -> None:
     gpu = load_gpu("h200")
 
-    def gemm(share: float) -> tuple[float, float]:
-        flops = share * gpu.bf16_tflops * 1e12 * 1e-3  # in a millisecond
-        return demand(gpu, Estimate(1000.0, "measured", 0.0, "gemm", flops, 0.0))
+    def gemm(share: float, dtype: str = "bfloat16") -> tuple[float, float]:
+        tflops = gpu.bf16_tflops if dtype == "bfloat16" else gpu.fp8_tflops
+        flops = share * tflops * 1e12 * 1e-3  # in a millisecond
+        return demand(gpu, Estimate(1000.0, "measured", 0.0, "gemm", flops, 0.0, dtype=dtype))
 
     busy, light = gemm(0.8), gemm(0.1)
     assert busy[0] > gpu.power.limit_w > light[0] > gpu.power.idle_w
     assert busy[1] > light[1] > 0
+    assert gemm(0.1, "float8_e4m3") == pytest.approx(light)  # of its own peak
     assert demand(gpu, Estimate(3.0, "measured", 0.0, "norm")) == (gpu.power.other_w, 0.0)
     beyond = Estimate(1.0, "roofline", 0.0, "attention", 1e15, 1e15)  # no kernel draws more than the peak
     assert demand(gpu, beyond) == gpu.power.attention(1.0, 1.0)

@@ -80,6 +80,7 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     meter = HostMeter(core)
     pricing.own_time = meter.excluded
     replica = SglangReplica(_without_late_knobs(spec), model_folder, pricing, meter)
+    pricing.refuse_unread()
     return WarmEngine(replica, core, meter, pricing)
 
 

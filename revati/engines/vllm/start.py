@@ -76,6 +76,7 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     meter = HostMeter(core)
     pricing.own_time = meter.excluded
     replica = VllmReplica(_template_spec(spec), model_folder, core, pricing, meter)
+    pricing.refuse_unread()
     return WarmEngine(replica, core, meter, pricing)
 
 

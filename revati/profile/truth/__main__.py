@@ -123,9 +123,10 @@ def main(argv: list[str] | None = None) -> int:
     packer = commands.add_parser("pack", help="make small copies of measured runs")
     packer.add_argument("folders", type=Path, nargs="+")
     packer.add_argument("--out", type=Path, required=True)
+    packer.add_argument("--every-log", action="store_true", help="keep the step logs of all repeats")
     arguments = parser.parse_args(argv)
     if arguments.command == "pack":
-        print("\n".join(pack(arguments.folders, arguments.out)))
+        print("\n".join(pack(arguments.folders, arguments.out, arguments.every_log)))
         return 0
     try:
         cases = Cases.read(arguments.cases)

@@ -46,11 +46,14 @@ TURN_COUNTS = (
 TURN_MODES = ("mode", "processed_mode")
 
 
-def pack(folders: Sequence[Path], out: Path) -> list[str]:
+def pack(folders: Sequence[Path], out: Path, every_log: bool = False) -> list[str]:
     """Copy every measured run of some folders; return their names.
 
     Of a case's repeats, the first that an engine process served and that has a step log keeps it, and its
     token times; the others keep a row a request with its latencies.
+
+    Args:
+        every_log: all repeats keep their step logs: the host was not the same in all of them.
     """
     names, complete = [], set[tuple[str, float | None]]()
     runs = sorted((path.parent for folder in folders for path in folder.glob("*/run.json")), key=_order)
@@ -67,6 +70,8 @@ def pack(folders: Sequence[Path], out: Path) -> list[str]:
                 write_compact(workers(ranks), out / run.name / "workers.parquet")
         else:
             requests = without_token_times(requests)
+            if every_log and (steps := step_log(run)) is not None:
+                write_compact(steps, out / run.name / "steps.parquet")
         write_compact(requests, out / run.name / "requests.parquet")
         (out / run.name / "run.json").write_text(json.dumps(description, indent=1) + "\n")
         names.append(run.name)
