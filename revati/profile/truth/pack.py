@@ -63,15 +63,15 @@ def pack(folders: Sequence[Path], out: Path, every_log: bool = False) -> list[st
         description.pop("measured", None)  # the tables say it
         requests = pq.read_table(run / "requests.parquet")
         served_by = case, description.get("engine_start_s")
-        if served_by not in complete and (steps := step_log(run)) is not None:
+        first = served_by not in complete
+        steps = step_log(run) if first or every_log else None
+        if steps is not None:
             complete.add(served_by)
             write_compact(steps, out / run.name / "steps.parquet")
             if len(ranks := sorted(run.glob("logs/worker_*.parquet"))) > 1:
                 write_compact(workers(ranks), out / run.name / "workers.parquet")
-        else:
+        if steps is None or not first:
             requests = without_token_times(requests)
-            if every_log and (steps := step_log(run)) is not None:
-                write_compact(steps, out / run.name / "steps.parquet")
         write_compact(requests, out / run.name / "requests.parquet")
         (out / run.name / "run.json").write_text(json.dumps(description, indent=1) + "\n")
         names.append(run.name)
