@@ -38,8 +38,8 @@ SECONDS = {
     "copy": 3.0,
     "collective": 60.0,
 }
-# How often a unit's model and parallelism are asked for; each doubling of GPUs halves it.
 OWN_KIND = {"bf16": "norm", "fp8": "quant"}  # of kernels that only an engine shows
+# How often a unit's model and parallelism are asked for; each doubling of GPUs halves it.
 POPULARITY = {"llama7b": 1.0, "llama31_8b": 1.0, "llama13b": 0.8, "qwen3_8b": 0.8, "llama31_70b": 0.8}
 
 

@@ -18,9 +18,8 @@ class Estimate:
     ``rel_std`` is the expected relative error (one standard deviation) of ``duration_us``, at the GPU's full
     clock; ``kind`` is the kernel family (``gemm``, ``attention``, ``norm``, …).  ``flops`` and ``nbytes`` are
     the work that is done, on operands of ``dtype``, for kernels heavy enough to meet the power limit (see
-    `power`).  ``launches`` is
-    how many places of the GPU's launch queue the operation takes, ``std_us`` the standard deviation of its
-    time from one launch to the next.
+    `power`).  ``launches`` is how many places of the GPU's launch queue the operation takes, ``std_us`` the
+    standard deviation of its time from one launch to the next.
     """
 
     duration_us: float

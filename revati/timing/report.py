@@ -120,7 +120,7 @@ def chapter(db_dir: Path, gpu: str) -> list[str]:
 
 
 def _gemm_of(dtype: str) -> str:
-    return "gemm" if dtype == "bfloat16" else f"gemm, {dtype}"
+    return "gemm" if dtype == MEASURED_EVERYWHERE else f"gemm, {dtype}"
 
 
 def _left_out_tokens(gemm: dict[Key, Points], dtype: str) -> list[Held]:
@@ -135,7 +135,7 @@ def _left_out_tokens(gemm: dict[Key, Points], dtype: str) -> list[Held]:
 def _gemm_tables(
     limits: GpuLimits, gemm: dict[Key, Points], dtype: str, left_out: list[Held]
 ) -> Iterable[str]:
-    title = "GEMM" if dtype == "bfloat16" else f"GEMM of {dtype}"
+    title = "GEMM" if dtype == MEASURED_EVERYWHERE else f"GEMM of {dtype}"
     own = {key: points for key, points in gemm.items() if key[2] == dtype}
     tables = {"a token count left out": left_out}
     tables["a weight shape left out and answered from the others"] = left_out_shapes(limits, own)
