@@ -30,9 +30,11 @@ def roofline() -> ModuleType:
     return module
 
 
-def machine(roofline: ModuleType, tp: int = 1, stages: int = 1):  # type: ignore[no-untyped-def]
+def machine(  # type: ignore[no-untyped-def]
+    roofline: ModuleType, tp: int = 1, stages: int = 1, linear_dtype: str = "bfloat16"
+):
     shape = RankShape.of(model_shape("llama7b"), tp)
-    return roofline.Machine(shape, load_limits(conf_dir() / "gpu", "h200"), stages)
+    return roofline.Machine(shape, load_limits(conf_dir() / "gpu", "h200"), stages, linear_dtype)
 
 
 def workload(arrival_s: list[float], prompt: int, output: int) -> Workload:
@@ -50,6 +52,14 @@ def test_decode_is_bound_by_weights_and_prefill_by_flops(roofline: ModuleType) -
     prefill = one.stage_s([8192], [8192])
     assert prefill > 2 * 8192 * 6.4e9 / 989e12
     assert machine(roofline, tp=2).stage_s([1], [1]) == pytest.approx(one.stage_s([1], [1]) / 2, rel=0.01)
+
+
+def test_fp8_halves_the_layers_products_only(roofline: ModuleType) -> None:
+    one, fp8 = machine(roofline), machine(roofline, linear_dtype="float8_e4m3")
+    shared = 2 * 2 * 32000 * 4096  # bytes of embedding and output matrix
+    assert fp8.weight_bytes - shared == pytest.approx((one.weight_bytes - shared) / 2)
+    prefill, of_fp8 = one.stage_s([512], [512]), fp8.stage_s([512], [512])
+    assert prefill / 2 < of_fp8 < 0.55 * prefill
 
 
 def test_tokens_come_step_by_step(roofline: ModuleType) -> None:

@@ -66,6 +66,7 @@ def predict(case: Case) -> Prediction:
                 batch_size=batch_size,
                 tp_size=int(content["tensor_parallel_size"]),
                 pp_size=stages,
+                gemm_quant_mode=content["engine_args"].get("quantization"),
             )
 
         most = int(content["resolved"]["max_num_seqs"])

@@ -21,6 +21,7 @@ import yaml
 
 from revati.deployment.metrics import summarize
 from revati.paths import conf_dir
+from revati.profile.options import PRECISIONS
 from revati.timing.estimate import RankShape, dtype_bytes
 from revati.timing.gpu import GpuLimits, load_limits
 from revati.validate.metrics import KV_METRIC
@@ -37,6 +38,7 @@ class Machine:
     shape: RankShape
     limits: GpuLimits
     stages: int
+    linear_dtype: str  # of the layers' GEMMs; embedding, logits and attention stay in the shape's
 
     @property
     def layers(self) -> float:
@@ -59,7 +61,9 @@ class Machine:
         """Of a stage: its layers and a share of the embedding and the output matrix."""
         s = self.shape
         shared = 2 * s.vocab * s.hidden / self.stages
-        return (self.layers * self.layer_weights + shared) * dtype_bytes(s.dtype)
+        return self.layers * self.layer_weights * dtype_bytes(self.linear_dtype) + shared * dtype_bytes(
+            s.dtype
+        )
 
     def stage_s(self, tokens: Sequence[int], contexts: Sequence[int]) -> float:
         """Seconds that one stage takes for a batch: new tokens and total context of each request."""
@@ -67,11 +71,13 @@ class Machine:
         total = sum(tokens)
         # A new token attends to what was there and, within a chunk, to half of the chunk on average.
         attended = sum(n * (c - n / 2) for n, c in zip(tokens, contexts, strict=True))
-        flops = 2 * total * self.layers * self.layer_weights
-        flops += 4 * attended * s.num_q_heads * s.head_dim * self.layers
+        linear_flops = 2 * total * self.layers * self.layer_weights
+        flops = 4 * attended * s.num_q_heads * s.head_dim * self.layers
         flops += 2 * len(tokens) * s.vocab * s.hidden / self.stages  # logits, of each request's last token
         nbytes = self.weight_bytes + self.kv_bytes_per_token * sum(contexts)
-        busy_us = max(flops / self.limits.bf16_flop_per_us, nbytes / self.limits.memory_bytes_per_us)
+        compute_us = linear_flops / self.limits.flop_per_us(self.linear_dtype)
+        compute_us += flops / self.limits.flop_per_us(s.dtype)
+        busy_us = max(compute_us, nbytes / self.limits.memory_bytes_per_us)
         # Two all-reduces a layer; a ring passes 2 (n - 1) / n of the activations through each GPU.
         activations = total * s.hidden * dtype_bytes(s.dtype)
         traffic = 2 * self.layers * 2 * (s.tp - 1) / s.tp * activations
@@ -156,7 +162,9 @@ def predict(case: Case) -> Prediction:
     except Unsupported as reason:
         return Prediction(skipped=str(reason))
     tp, stages = int(content["tensor_parallel_size"]), int(content["pipeline_parallel_size"])
-    machine = Machine(RankShape.of(model, tp), load_limits(conf_dir() / "gpu", content["gpu"]), stages)
+    shape, limits = RankShape.of(model, tp), load_limits(conf_dir() / "gpu", content["gpu"])
+    linear_dtype = PRECISIONS[content["engine_args"].get("quantization", "bf16")]
+    machine = Machine(shape, limits, stages, linear_dtype)
     memory = int(yaml.safe_load((conf_dir() / "gpu" / f"{content['gpu']}.yaml").read_text())["memory_bytes"])
     resolved = content["resolved"]
     free = memory * resolved["gpu_memory_utilization"] - machine.weight_bytes
