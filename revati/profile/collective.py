@@ -15,8 +15,11 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from revati.profile import meetings
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +92,9 @@ def _worker(result: Path) -> None:
             if custom.disabled:
                 print(f"vLLM's custom all-reduce is disabled for {ranks} ranks on this machine", flush=True)
             else:
-                rows += _all_reduces(ranks, custom.custom_all_reduce, custom.should_custom_ar, custom.capture)
+                reduce, capture = custom.custom_all_reduce, custom.capture
+                rows += _all_reduces(ranks, reduce, custom.should_custom_ar, capture)
+                rows += meetings.measure(reduce, capture, partial(_gather, gloo))
             rows += _nccl(ranks, nccl)
         if rank == 0:
             _save(rows, result)
@@ -102,10 +107,18 @@ def _worker(result: Path) -> None:
     os._exit(0)  # communicators that captured graphs may hang in their destructors
 
 
+def _gather(group: ProcessGroup, value: list[meetings.Observed]) -> list[list[meetings.Observed]]:
+    import torch.distributed as dist
+
+    found: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(found, value, group=group)
+    return found
+
+
 def _save(rows: list[Row], result: Path) -> None:
-    partial = result.with_suffix(".tmp")
-    partial.write_text(json.dumps(rows))
-    partial.replace(result)
+    unfinished = result.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(rows))
+    unfinished.replace(result)
 
 
 def _all_reduces(
@@ -187,7 +200,7 @@ def _record_graphs(
                 torch.cuda.synchronize()
 
     work()
-    events = [e for e in record(work) if "cross_device_reduce" in e.name or "nccl" in e.name.lower()]
+    events = [e for e in record(work) if meetings.ALL_REDUCE in e.name or "nccl" in e.name.lower()]
     per_call = PER_GRAPH * REPLAYS
     if len(events) != per_call * len(calls):
         raise RecordingError(f"expected {per_call * len(calls)} collectives, recorded {len(events)}")
@@ -204,7 +217,7 @@ def _rows(op: str, ranks: int, sizes: list[int], found: list[list[tuple[str, flo
         {
             "kind": "collective",
             "kernel": op,
-            "variant": _algorithm(events[0][0]),
+            "variant": meetings.algorithm(events[0][0]),
             "dtype": "bfloat16",
             "nbytes": nbytes,
             "ranks": ranks,
@@ -213,13 +226,6 @@ def _rows(op: str, ranks: int, sizes: list[int], found: list[list[tuple[str, flo
         }
         for nbytes, events in zip(sizes, found, strict=True)
     ]
-
-
-def _algorithm(name: str) -> str:
-    for stage in ("1stage", "2stage"):
-        if f"cross_device_reduce_{stage}" in name:
-            return f"custom_{stage}"
-    return "nccl"
 
 
 if __name__ == "__main__":

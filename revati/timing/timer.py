@@ -22,7 +22,7 @@ from revati.timing.estimate import FP8, Estimate, RankShape, weaker
 from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN, family
 from revati.timing.gemm import GemmModel, Key, Launches, ideal_us
 from revati.timing.gpu import load_limits
-from revati.timing.jitter import KINDS, NO_JITTER, Jitter
+from revati.timing.jitter import KINDS, NO_JITTER, Jitter, Wait
 from revati.timing.launches import Launch, LaunchModel
 from revati.timing.schema import SCALED
 from revati.timing.transfers import CollectiveModel, CopyModel
@@ -62,7 +62,7 @@ class KernelTimer:
         fitted = db.partition(db_dir, gpu) / "fitted"
         self._attention = AttentionModel(limits, shape, measured, fitted)
         # Alone, a rank waits for nobody.
-        self._jitter = _jitter(measured) if shape.tp > 1 else NO_JITTER
+        self._jitter = self._rank_jitter(measured) if shape.tp > 1 else NO_JITTER
         self.graph_gap_us = _gap_us(measured, "graph", DEFAULT_GRAPH_GAP_US)
         self.launch_gap_us = _gap_us(measured, "stream", DEFAULT_LAUNCH_GAP_US)
 
@@ -143,6 +143,16 @@ class KernelTimer:
         """``direction``: h2d, d2h, d2d or memset."""
         return self._as_known(self._copies.estimate(direction, nbytes))
 
+    def _rank_jitter(self, measured: pa.Table) -> Jitter:
+        columns = ["count", "median_us", "p10_us", "p90_us"]
+        alone = Jitter.of(db.rows(measured, columns, kind=list(KINDS), dtype="bfloat16"))
+        waits = []
+        for row in db.rows(measured, ["ranks", "m", "n", "k", "median_us"], kind="collective", kernel="wait"):
+            products = ((row["n"], row["k"]), (row["k"], row["n"]))
+            times_us = (self._gemm.estimate(row["m"], n, k, "bfloat16", "bfloat16") for n, k in products)
+            waits.append(Wait(row["ranks"], row["median_us"], tuple(one.duration_us for one in times_us)))
+        return alone.as_waited(waits)
+
     def _varying(self, found: Estimate) -> Estimate:
         if self._jitter is NO_JITTER:
             return found
@@ -167,11 +177,6 @@ class KernelTimer:
         """
         main, combine = self._attention.estimate(query_lens, context_lens, full_graphs)
         return self._varying(main), self._varying(combine)
-
-
-def _jitter(measured: pa.Table) -> Jitter:
-    columns = ["count", "median_us", "p10_us", "p90_us"]
-    return Jitter.of(db.rows(measured, columns, kind=list(KINDS), dtype="bfloat16"))
 
 
 def _gap_us(measured: pa.Table, between: str, default_us: float) -> float:

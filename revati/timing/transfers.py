@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from revati.timing.curve import Curve, extrapolated
 from revati.timing.estimate import Estimate
 from revati.timing.gpu import GpuLimits
@@ -32,7 +34,11 @@ class CopyModel:
 
 
 class CollectiveModel:
-    """Curves over one rank's bytes per (operation, algorithm, ranks)."""
+    """Curves over one rank's bytes per (operation, algorithm, ranks).
+
+    They were measured in rows of equal ones.  Operation `meeting` is an all-reduce between products, as in a
+    step, where it takes longer; what it does so goes on beyond the sizes that were measured there.
+    """
 
     def __init__(
         self, limits: GpuLimits, points: dict[tuple[str, str, int], list[tuple[float, float]]]
@@ -45,7 +51,8 @@ class CollectiveModel:
             return self.estimate("send_recv", nbytes, 2, impl)
         curve = self._curves.get((op, impl, ranks))
         if curve is not None:
-            return curve.estimate(nbytes, "collective")
+            alone = curve.estimate(nbytes, "collective")
+            return self._in_a_step(alone, nbytes, ranks, impl) if op == "all_reduce" else alone
         if impl in COPIED:
             return extrapolated(self.estimate(op, nbytes, ranks, COPIED[impl]))
         if op in SIMILAR and (SIMILAR[op], impl, ranks) in self._curves:
@@ -54,6 +61,17 @@ class CollectiveModel:
         if nearest is not None:
             return extrapolated(self._curves[(op, impl, nearest)].estimate(nbytes, "collective"))
         return collective_roofline(self._limits, op, nbytes, ranks)
+
+    def _in_a_step(self, alone: Estimate, nbytes: int, ranks: int, impl: str) -> Estimate:
+        nearest = self._nearest_ranks("meeting", impl, ranks)
+        if nearest is None:
+            return alone
+        meeting = self._curves["meeting", impl, nearest]
+        at = min(max(nbytes, meeting.at[0]), meeting.at[-1])
+        in_a_row = self._curves["all_reduce", impl, nearest].estimate(at, "collective")
+        longer_us = max(0.0, meeting.estimate(at, "collective").duration_us - in_a_row.duration_us)
+        found = replace(alone, duration_us=alone.duration_us + longer_us)
+        return found if nearest == ranks else extrapolated(found)
 
     def _nearest_ranks(self, op: str, impl: str, ranks: int) -> int | None:
         known = [r for o, i, r in self._curves if (o, i) == (op, impl)]

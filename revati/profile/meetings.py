@@ -1,0 +1,174 @@
+"""All-reduces between the products of decode steps, where ranks meet.
+
+In a row of equal collectives (`collective`) ranks stay in step. Between products each rank arrives at its
+own time, and what is launched and cached changes from kernel to kernel. Graphs of products with and without
+all-reduces, timed as a whole, tell what one takes there; a trace of all ranks, how long they wait.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from revati.profile.parts import Row
+
+# Two products of Llama 2 7B's at two ranks follow one another, then their result is reduced.
+HIDDEN, INTERMEDIATE = 4096, 5504
+# More of them meet the power limit, and products with all-reduces in between do so less than those without.
+TOKENS = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+WEIGHTS = 6  # taken in turn, so that they come from memory
+PER_GRAPH = 32
+REPLAYS, TRACED_REPLAYS = 20, 10
+ROUNDS = 3
+ALL_REDUCE = "cross_device_reduce"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What one rank saw of a number of tokens."""
+
+    tokens: int
+    nbytes: int  # that it put in
+    with_us: float  # of two products and the all-reduce after them
+    without_us: float  # of the products alone
+    kernel: str
+    durations_us: list[float]  # of the all-reduce, in order; from this rank's arrival on
+
+
+def measure(
+    call: Callable[[torch.Tensor], object],
+    capture: Callable[[], AbstractContextManager[None]],
+    everyone: Callable[[list[Observed]], list[list[Observed]]],
+) -> list[Row]:
+    """Rows `meeting` and `wait` of an all-reduce.
+
+    Args:
+        call: reduces a tensor.
+        capture: encloses the capture of graphs with it.
+        everyone: gathers what all ranks saw.
+    """
+    return rows_of(everyone(_observe(call, capture)))
+
+
+def rows_of(ranks: Sequence[Sequence[Observed]]) -> list[Row]:
+    """From what each rank saw, sizes in the same order.
+
+    `meeting` is what a graph takes longer by an all-reduce, without the wait for the last rank; `wait` how
+    long ranks wait for it in the mean.  The last one's kernel is the shortest.
+    """
+    from revati.profile.parts import summary
+
+    rows: list[Row] = []
+    for seen in zip(*ranks, strict=True):
+        calls = list(zip(*(one.durations_us for one in seen), strict=True))
+        waits_us = [statistics.fmean(call) - min(call) for call in calls]
+        differs_us = [one.with_us - one.without_us for one in seen]
+        meeting_us = statistics.fmean(differs_us) - statistics.median(waits_us)
+        common = {
+            "kind": "collective",
+            "variant": algorithm(seen[0].kernel),
+            "dtype": "bfloat16",
+            "m": seen[0].tokens,
+            "n": INTERMEDIATE,
+            "k": HIDDEN,
+            "nbytes": seen[0].nbytes,
+            "ranks": len(ranks),
+        }
+        rows.append(
+            common | {"kernel": "meeting", "method": "events", "count": len(ranks), "median_us": meeting_us}
+        )
+        rows.append(common | {"kernel": "wait", "method": "cupti", **summary(waits_us)})
+    return rows
+
+
+def algorithm(kernel: str) -> str:
+    """vLLM's own by its kernel's name, or NCCL."""
+    for stage in ("1stage", "2stage"):
+        if f"{ALL_REDUCE}_{stage}" in kernel:
+            return f"custom_{stage}"
+    return "nccl"
+
+
+def _observe(
+    call: Callable[[torch.Tensor], object], capture: Callable[[], AbstractContextManager[None]]
+) -> list[Observed]:
+    import torch
+    import torch.nn.functional as F
+
+    from revati.profile.recorder import RecordingError, record
+
+    up, down = (
+        [0.02 * torch.randn(shape, dtype=torch.bfloat16, device="cuda") for _ in range(WEIGHTS)]
+        for shape in ((INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE))
+    )
+    inputs = [torch.randn(tokens, HIDDEN, dtype=torch.bfloat16, device="cuda") for tokens in TOKENS]
+
+    def products(x: torch.Tensor, i: int) -> torch.Tensor:
+        return F.linear(F.linear(x, up[i % WEIGHTS]), down[i % WEIGHTS])
+
+    def reduced(x: torch.Tensor, i: int) -> object:
+        return call(products(x, i))
+
+    def graph_of(run: Callable[[torch.Tensor, int], object], x: torch.Tensor) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            for i in range(PER_GRAPH):
+                run(x, i)
+        return graph
+
+    products(inputs[0], 0)
+    with capture():
+        reducing = [graph_of(reduced, x) for x in inputs]
+    plain = [graph_of(products, x) for x in inputs]
+    with_us: list[list[float]] = [[] for _ in TOKENS]
+    without_us: list[list[float]] = [[] for _ in TOKENS]
+    for _ in range(ROUNDS):
+        for graphs, times_us in ((reducing, with_us), (plain, without_us)):
+            for graph, found in zip(graphs, times_us, strict=True):
+                found.append(_replay_us(graph) / PER_GRAPH)
+
+    def work() -> None:
+        for graph in reducing:
+            for _ in range(TRACED_REPLAYS):
+                graph.replay()
+                torch.cuda.synchronize()
+
+    work()
+    events = [event for event in record(work) if ALL_REDUCE in event.name]
+    per_size = PER_GRAPH * TRACED_REPLAYS
+    if len(events) != per_size * len(TOKENS):
+        raise RecordingError(f"expected {per_size * len(TOKENS)} all-reduces, recorded {len(events)}")
+    return [
+        Observed(
+            tokens,
+            x.nbytes,
+            statistics.median(with_us[i]),
+            statistics.median(without_us[i]),
+            events[i * per_size].name,
+            # The first of a replay waits for the rank that launched last.
+            [e.duration_us for j, e in enumerate(events[i * per_size : (i + 1) * per_size]) if j % PER_GRAPH],
+        )
+        for i, (tokens, x) in enumerate(zip(TOKENS, inputs, strict=True))
+    ]
+
+
+def _replay_us(graph: torch.cuda.CUDAGraph) -> float:
+    """Of one replay in a row of them, whose launches are over before it begins."""
+    import torch
+
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2_000_000)
+    graph.replay()
+    begin.record()
+    for _ in range(REPLAYS):
+        graph.replay()
+    end.record()
+    torch.cuda.synchronize()
+    return float(begin.elapsed_time(end)) * 1e3 / REPLAYS
