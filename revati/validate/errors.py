@@ -63,6 +63,17 @@ def chance_inside(case: Case, metric: str) -> float:
     return (count - 1) / (count + 1)
 
 
+def is_beyond(case: Case, prediction: Prediction | None, metric: str, limit_pct: float) -> bool:
+    """Whether a prediction's error exceeds a limit."""
+    return abs(error_pct(case, prediction, metric)) > limit_pct
+
+
+def chance_beyond(case: Case, metric: str, limit_pct: float) -> float:
+    """Probability that one more real run's error does, as often as those of the repeats do."""
+    errors = case.repeat_errors_pct(metric)
+    return sum(error > limit_pct for error in errors) / len(errors)
+
+
 def write_errors(cases: Sequence[Case], predictions: Predictions, path: Path) -> None:
     """Write validation.csv, a row a case, metric and predictor; a skipped case is one row with its reason."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -128,16 +128,17 @@ class Case:
         return median(values) if values else math.nan
 
     def noise_pct(self, metric: str) -> float:
-        """Error of one more real run: each repeat against the median of the others, mean of absolutes.
+        """Error of one more real run, mean of absolutes; NaN without repeats."""
+        errors = self.repeat_errors_pct(metric)
+        return sum(errors) / len(errors) if errors else math.nan
 
-        NaN without repeats.
-        """
+    def repeat_errors_pct(self, metric: str) -> list[float]:
+        """Absolute errors of each repeat against the median of the others; none without repeats."""
         values = self.values(metric)
         if len(values) < 2:
-            return math.nan
+            return []
         others = [median(values[:i] + values[i + 1 :]) for i in range(len(values))]
-        errors = [abs(value / other - 1) for value, other in zip(values, others, strict=True)]
-        return 100 * sum(errors) / len(errors)
+        return [100 * abs(value / other - 1) for value, other in zip(values, others, strict=True)]
 
     def spec(self, host: HostSpec) -> DeploymentSpec:
         """The deployment that was measured.

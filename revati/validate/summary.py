@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from revati.validate.errors import chance_inside, error_pct, is_inside, summed_up
+from revati.validate.errors import (
+    chance_beyond,
+    chance_inside,
+    error_pct,
+    is_beyond,
+    is_inside,
+    summed_up,
+)
 from revati.validate.markdown import number, table
 from revati.validate.metrics import COLUMNS, Column
 from revati.validate.predictions import EMULATED, Prediction, Predictions
@@ -105,6 +112,19 @@ def _totals(cases: Sequence[Case], predictions: Predictions) -> str:
         expected = [f"{sum(chance for _, chance in cases):.1f}" if cases else "–" for cases in judged]
         rows.append(["inside the repeats' spread", *inside])
         rows.append(["one more real run: inside", *expected])
+        limited = [(column.metric, column.worst_limit_pct) for column in COLUMNS]
+        beyond = [
+            str(sum(is_beyond(case, emulated[case.name], metric, limit) for case in repeated))
+            if limit
+            else "–"
+            for metric, limit in limited
+        ]
+        likely = [
+            f"{sum(chance_beyond(case, metric, limit) for case in repeated):.1f}" if limit else "–"
+            for metric, limit in limited
+        ]
+        rows.append(["repeated cases beyond the worst allowed", *beyond])
+        rows.append(["one more real run: beyond", *likely])
     rows += [
         means(predictor, cases, by_case)
         for predictor, by_case in predictions.items()

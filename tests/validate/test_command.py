@@ -70,6 +70,9 @@ def test_the_summary_has_noise_spread_and_baselines_beside_the_errors(
     assert cells["inside the repeats' spread"][ttft] == "1 of 1"
     assert cells["inside the repeats' spread"][cells["error %"].index("KV blocks")] == "–", "always the same"
     assert cells["one more real run: inside"][ttft] == "0.3"
+    assert cells["repeated cases beyond the worst allowed"][ttft] == "0"
+    assert cells["one more real run: beyond"][ttft] == "1.0", "1.0 is 17 % off 1.2, and 1.2 is 20 % off 1.0"
+    assert cells["one more real run: beyond"][cells["error %"].index("TTFT p99")] == "–", "no limit"
     assert cells["naive (1 cases)"][ttft] == "100.0"
 
 

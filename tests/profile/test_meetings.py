@@ -1,0 +1,31 @@
+"""What ranks that meet in an all-reduce were seen to do, as rows of the kernel database."""
+
+from __future__ import annotations
+
+import pytest
+
+from revati.profile.meetings import Observed, algorithm, rows_of
+
+ONE_STAGE = "void vllm::cross_device_reduce_1stage<__nv_bfloat16, 2>(vllm::RankData*, vllm::RankSignals)"
+
+
+def test_the_last_one_to_come_does_not_wait() -> None:
+    """Of each call the shortest kernel is that of the last rank; the others' are longer by their wait."""
+    early = Observed(8, 65536, 36.0, 30.0, ONE_STAGE, [5.0, 4.5, 6.0])
+    late = Observed(8, 65536, 36.0, 31.0, ONE_STAGE, [4.0, 4.5, 4.0])
+    meeting, wait = rows_of([[early], [late]])
+    assert (wait["kernel"], wait["count"], wait["median_us"]) == ("wait", 3, 0.5)  # of 0.5, 0 and 1
+    assert (meeting["kernel"], meeting["median_us"]) == ("meeting", pytest.approx(5.5 - 0.5))
+    for row in (meeting, wait):
+        assert (row["variant"], row["ranks"], row["nbytes"], row["m"]) == ("custom_1stage", 2, 65536, 8)
+
+
+def test_algorithms_are_told_by_kernels() -> None:
+    assert algorithm(ONE_STAGE.replace("1stage", "2stage")) == "custom_2stage"
+    assert algorithm("ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgs)") == "nccl"
+
+
+def test_ranks_saw_the_same_sizes() -> None:
+    one = Observed(8, 65536, 36.0, 30.0, ONE_STAGE, [5.0])
+    with pytest.raises(ValueError, match="shorter"):
+        rows_of([[one, one], [one]])
