@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     import torch
 
     from revati.profile.parts import Row
+    from revati.profile.recorder import GpuEvent
 
 # Two products of Llama 2 7B's at two ranks follow one another, then their result is reduced.
 HIDDEN, INTERMEDIATE = 4096, 5504
 # More of them meet the power limit, and products with all-reduces in between do so less than those without.
 TOKENS = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+PRODUCTS = 2
 WEIGHTS = 6  # taken in turn, so that they come from memory
 PER_GRAPH = 32
-REPLAYS, TRACED_REPLAYS = 20, 10
+REPLAYS, REPLAYS_TRACED = 20, 10
 ROUNDS = 3
 ALL_REDUCE = "cross_device_reduce"
 
@@ -37,7 +39,9 @@ class Observed:
     nbytes: int  # that it put in
     with_us: float  # of two products and the all-reduce after them
     without_us: float  # of the products alone
-    kernel: str
+    busy_us: float  # of those, their kernels
+    kernels: int  # of the products, split-K reductions included
+    kernel: str  # the all-reduce's
     durations_us: list[float]  # of the all-reduce, in order; from this rank's arrival on
 
 
@@ -46,7 +50,7 @@ def measure(
     capture: Callable[[], AbstractContextManager[None]],
     everyone: Callable[[list[Observed]], list[list[Observed]]],
 ) -> list[Row]:
-    """Rows `meeting` and `wait` of an all-reduce.
+    """Rows `meeting` and `wait` of an all-reduce, and gaps between products.
 
     Args:
         call: reduces a tensor.
@@ -59,17 +63,28 @@ def measure(
 def rows_of(ranks: Sequence[Sequence[Observed]]) -> list[Row]:
     """From what each rank saw, sizes in the same order.
 
-    `meeting` is what a graph takes longer by an all-reduce, without the wait for the last rank; `wait` how
-    long ranks wait for it in the mean.  The last one's kernel is the shortest.
+    A gap is what a graph takes longer than its kernels do, where each product is one. `meeting` is what it
+    takes longer by an all-reduce, without a gap and the wait for the last rank; `wait` how long ranks wait
+    for it in the mean. The last one's kernel is the shortest.
     """
     from revati.profile.parts import summary
 
-    rows: list[Row] = []
-    for seen in zip(*ranks, strict=True):
-        calls = list(zip(*(one.durations_us for one in seen), strict=True))
+    by_size = list(zip(*ranks, strict=True))
+    gaps_us = {
+        seen[0].tokens: [(one.without_us - one.busy_us) / PRODUCTS for one in seen]
+        for seen in by_size
+        if all(one.kernels == PRODUCTS for one in seen)
+    }
+    rows: list[Row] = [
+        {"kind": "gap", "kernel": "graph", "variant": "products", "num_tokens": tokens, "ranks": len(ranks)}
+        | {"method": "events", **summary(found)}
+        for tokens, found in gaps_us.items()
+    ]
+    gap_us = statistics.fmean(us for found in gaps_us.values() for us in found) if gaps_us else 0.0
+    for seen in by_size:
+        calls = zip(*(one.durations_us for one in seen), strict=True)
         waits_us = [statistics.fmean(call) - min(call) for call in calls]
-        differs_us = [one.with_us - one.without_us for one in seen]
-        meeting_us = statistics.fmean(differs_us) - statistics.median(waits_us)
+        longer_us = statistics.fmean(one.with_us - one.without_us for one in seen)
         common = {
             "kind": "collective",
             "variant": algorithm(seen[0].kernel),
@@ -80,10 +95,9 @@ def rows_of(ranks: Sequence[Sequence[Observed]]) -> list[Row]:
             "nbytes": seen[0].nbytes,
             "ranks": len(ranks),
         }
-        rows.append(
-            common | {"kernel": "meeting", "method": "events", "count": len(ranks), "median_us": meeting_us}
-        )
-        rows.append(common | {"kernel": "wait", "method": "cupti", **summary(waits_us)})
+        meeting_us = longer_us - gap_us - statistics.median(waits_us)
+        meeting = {"kernel": "meeting", "method": "events", **summary([meeting_us])}
+        rows += [common | meeting, common | {"kernel": "wait", "method": "cupti", **summary(waits_us)}]
     return rows
 
 
@@ -101,7 +115,7 @@ def _observe(
     import torch
     import torch.nn.functional as F
 
-    from revati.profile.recorder import RecordingError, record
+    from revati.profile.recorder import RecordingError
 
     up, down = (
         [0.02 * torch.randn(shape, dtype=torch.bfloat16, device="cuda") for _ in range(WEIGHTS)]
@@ -133,29 +147,42 @@ def _observe(
             for graph, found in zip(graphs, times_us, strict=True):
                 found.append(_replay_us(graph) / PER_GRAPH)
 
+    seen = []
+    for i, (tokens, x) in enumerate(zip(TOKENS, inputs, strict=True)):
+        # The first of a replay waits for the rank that launched last.
+        reductions = [event for event in _traced(reducing[i]) if ALL_REDUCE in event.name]
+        kernels = _traced(plain[i])
+        if len(reductions) != PER_GRAPH * REPLAYS_TRACED or len(kernels) % len(reductions):
+            raise RecordingError(
+                f"{tokens} tokens: {len(reductions)} all-reduces, {len(kernels)} kernels of products"
+            )
+        seen.append(
+            Observed(
+                tokens,
+                x.nbytes,
+                statistics.median(with_us[i]),
+                statistics.median(without_us[i]),
+                sum(event.duration_us for event in kernels) / len(reductions),
+                len(kernels) // len(reductions),
+                reductions[0].name,
+                [event.duration_us for j, event in enumerate(reductions) if j % PER_GRAPH],
+            )
+        )
+    return seen
+
+
+def _traced(graph: torch.cuda.CUDAGraph) -> list[GpuEvent]:
+    import torch
+
+    from revati.profile.recorder import record
+
     def work() -> None:
-        for graph in reducing:
-            for _ in range(TRACED_REPLAYS):
-                graph.replay()
-                torch.cuda.synchronize()
+        for _ in range(REPLAYS_TRACED):
+            graph.replay()
+            torch.cuda.synchronize()
 
     work()
-    events = [event for event in record(work) if ALL_REDUCE in event.name]
-    per_size = PER_GRAPH * TRACED_REPLAYS
-    if len(events) != per_size * len(TOKENS):
-        raise RecordingError(f"expected {per_size * len(TOKENS)} all-reduces, recorded {len(events)}")
-    return [
-        Observed(
-            tokens,
-            x.nbytes,
-            statistics.median(with_us[i]),
-            statistics.median(without_us[i]),
-            events[i * per_size].name,
-            # The first of a replay waits for the rank that launched last.
-            [e.duration_us for j, e in enumerate(events[i * per_size : (i + 1) * per_size]) if j % PER_GRAPH],
-        )
-        for i, (tokens, x) in enumerate(zip(TOKENS, inputs, strict=True))
-    ]
+    return [event for event in record(work) if event.category == "kernel"]
 
 
 def _replay_us(graph: torch.cuda.CUDAGraph) -> float:

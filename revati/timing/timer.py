@@ -6,6 +6,7 @@ Order: measured → interpolated between measured neighbours → extrapolated by
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -180,10 +181,12 @@ class KernelTimer:
 
 
 def _gap_us(measured: pa.Table, between: str, default_us: float) -> float:
-    """The mean over engine recordings; synthetic chains of kernels only where there are none."""
+    """Of graphs timed as a whole, if there are any; else traced in engines, or in chains of kernels."""
     found = db.rows(measured, ["variant", "median_us"], kind="gap", kernel=between)
-    chosen = [r for r in found if r["variant"] == "engine"] or found
-    return sum(r["median_us"] for r in chosen) / len(chosen) if chosen else default_us
+    for variant in ("products", "engine", None):
+        if chosen := [row["median_us"] for row in found if row["variant"] == variant]:
+            return float(statistics.fmean(chosen))
+    return default_us
 
 
 def _gemm_points(measured: pa.Table) -> tuple[dict[Key, list[tuple[int, float]]], Launches]:

@@ -320,6 +320,15 @@ def test_gap_comes_from_engine_recordings(timer: KernelTimer) -> None:
     assert timer.launch_gap_us > 0
 
 
+def test_gap_of_graphs_timed_as_a_whole_comes_first(tmp_path: Path) -> None:
+    gaps = {"products": [0.1, 0.2], "engine": [0.05], None: [9.0]}
+    rows = [
+        row(kind="gap", kernel="graph", variant=v, median_us=us) for v, found in gaps.items() for us in found
+    ]
+    write(tmp_path, rows)
+    assert KernelTimer(tmp_path, "h200", SHAPE).graph_gap_us == pytest.approx(0.15)
+
+
 @pytest.mark.parametrize(
     ("name", "part"),
     [
