@@ -31,7 +31,8 @@ class LaunchPricing:
     """Answers the native core's questions, once per distinct launch, and knows which ones ran.
 
     Args:
-        full_graphs: the engine replays decode steps as one CUDA graph.
+        full_graphs: the engine's graphs hold whole decode steps, for which it asks attention for up to 32
+            splits, as vLLM does.
     """
 
     def __init__(

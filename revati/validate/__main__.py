@@ -38,6 +38,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from revati.search.signals import interruptible
 from revati.spec import DeploymentSpec
 from revati.validate.calibration import calibrated
 from revati.validate.errors import write_errors
@@ -114,7 +115,7 @@ def _emulate_named(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns 0, 1 if no run could be emulated, 2 for wrong arguments."""
+    """Entry point; returns 0, 1 if no run could be emulated, 2 for wrong arguments, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
@@ -126,6 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         print(f"revati.validate: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"revati.validate: stopped by {interrupt or 'Ctrl-C'}", file=sys.stderr)
+        return 130
     if options.predictor:
         print(f"{options.baselines}/{options.predictor}.csv has the metrics of {len(emulated)} cases")
     else:
@@ -144,7 +148,7 @@ def _emulated(options: Options, cases: Sequence[Case]) -> Mapping[str, Predictio
         hosts = (options.out / "hosts").resolve()
         cases = [replace(case, calibrated=calibrated(case, options.host.name, hosts)) for case in cases]
     engines = sorted({case.description["engine"] for case in cases} & set(engine_names()))
-    with TemplateServer(options.out / "logs", engines or ["vllm"]) as server:
+    with interruptible(), TemplateServer(options.out / "logs", engines or ["vllm"]) as server:
 
         def emulate(spec: DeploymentSpec, workload: Workload, folder: Path) -> Any:
             return TemplateClient(server.socket_path).run(spec, workload, folder)

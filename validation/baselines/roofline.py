@@ -60,10 +60,8 @@ class Machine:
     def weight_bytes(self) -> float:
         """Of a stage: its layers and a share of the embedding and the output matrix."""
         s = self.shape
-        shared = 2 * s.vocab * s.hidden / self.stages
-        return self.layers * self.layer_weights * dtype_bytes(self.linear_dtype) + shared * dtype_bytes(
-            s.dtype
-        )
+        linear_bytes = self.layers * self.layer_weights * dtype_bytes(self.linear_dtype)
+        return linear_bytes + 2 * s.vocab * s.hidden / self.stages * dtype_bytes(s.dtype)
 
     def stage_s(self, tokens: Sequence[int], contexts: Sequence[int]) -> float:
         """Seconds that one stage takes for a batch: new tokens and total context of each request."""
