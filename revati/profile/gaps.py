@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from itertools import pairwise
 
 import torch
@@ -10,16 +9,18 @@ import torch.nn.functional as F
 
 from revati.profile.gemm import Weights
 from revati.profile.parts import Row, summary
-from revati.profile.recorder import record
+from revati.profile.recorder import GpuEvent, record
+from revati.timing.schema import TIMED
 
 LAYERS = 24
 SMALL_KERNELS = 3  # per GEMM, about as in a decoder layer
-REPLAYS = 20
+REPLAYS, ROUNDS = 20, 3
 HIDDEN = 4096
+TOKENS = (64, 128, 256)  # whose products are one kernel each: what is between a split one's is part of it
 
 
 def measure() -> list[Row]:
-    return [*(_graph_gap(tokens) for tokens in (1, 32, 256)), _stream_gap()]
+    return [*(_graph_gap(tokens) for tokens in TOKENS), _stream_gap()]
 
 
 def _chain(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
@@ -31,7 +32,10 @@ def _chain(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _graph_gap(tokens: int) -> Row:
-    """Event-timed replays less the sum of CUPTI's kernel durations, per kernel boundary."""
+    """What a graph takes longer than its kernels do, for each of them.
+
+    Traced gaps don't tell: tracing makes them longer, and moves where kernels seem to begin and end.
+    """
     pool = Weights()
     weights = [pool.next(HIDDEN, HIDDEN) for _ in range(LAYERS)]
     x = torch.randn(tokens, HIDDEN, dtype=torch.bfloat16, device="cuda")
@@ -39,41 +43,37 @@ def _graph_gap(tokens: int) -> Row:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         _chain(x, weights)
-    graph.replay()
+    took_us = [replay_us(graph) for _ in range(ROUNDS)]
+    kernels = traced(graph)
+    busy_us, count = sum(event.duration_us for event in kernels) / REPLAYS, len(kernels) / REPLAYS
+    common = {"kind": "gap", "kernel": "graph", "variant": TIMED, "num_tokens": tokens, "method": "events"}
+    return common | summary([(one_us - busy_us) / count for one_us in took_us])
+
+
+def replay_us(graph: torch.cuda.CUDAGraph) -> float:
+    """Of one replay in a row of them, whose launches are over before it begins."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
-    totals_us = []
+    torch.cuda._sleep(2_000_000)
+    graph.replay()
+    begin.record()
     for _ in range(REPLAYS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda._sleep(200_000)  # the launch is over before the graph starts
-        start.record()
         graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        totals_us.append(start.elapsed_time(end) * 1e3)
+    end.record()
+    torch.cuda.synchronize()
+    return float(begin.elapsed_time(end)) * 1e3 / REPLAYS
+
+
+def traced(graph: torch.cuda.CUDAGraph) -> list[GpuEvent]:
+    """The kernels of `REPLAYS` replays, each on its own, after as many to warm up."""
 
     def work() -> None:
         for _ in range(REPLAYS):
             graph.replay()
             torch.cuda.synchronize()
 
-    events = [e for e in record(work) if e.category == "kernel"]
-    per_replay = len(events) // REPLAYS
-    busy_us = sum(e.duration_us for e in events) / REPLAYS
-    traced = [b.start_us - a.end_us for a, b in pairwise(events)]
-    inside = [gap for i, gap in enumerate(traced) if (i + 1) % per_replay]
-    print(
-        f"graph of {per_replay} kernels, {tokens} tokens: events {statistics.median(totals_us):.1f} us, "
-        f"kernels {busy_us:.1f} us, traced gap median {statistics.median(inside):.3f} "
-        f"mean {statistics.fmean(inside):.3f} us",
-        flush=True,
-    )
-    return {
-        "kind": "gap",
-        "kernel": "graph",
-        "num_tokens": tokens,
-        "method": "cupti",
-        **summary(inside),
-    } | {"median_us": statistics.fmean(inside)}
+    work()
+    return [event for event in record(work) if event.category == "kernel"]
 
 
 def _stream_gap() -> Row:

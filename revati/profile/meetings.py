@@ -13,11 +13,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from revati.timing.schema import TIMED
+
 if TYPE_CHECKING:
     import torch
 
     from revati.profile.parts import Row
-    from revati.profile.recorder import GpuEvent
 
 # Two products of Llama 2 7B's at two ranks follow one another, then their result is reduced.
 HIDDEN, INTERMEDIATE = 4096, 5504
@@ -26,7 +27,6 @@ TOKENS = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 PRODUCTS = 2
 WEIGHTS = 6  # taken in turn, so that they come from memory
 PER_GRAPH = 32
-REPLAYS, REPLAYS_TRACED = 20, 10
 ROUNDS = 3
 ALL_REDUCE = "cross_device_reduce"
 
@@ -76,7 +76,7 @@ def rows_of(ranks: Sequence[Sequence[Observed]]) -> list[Row]:
         if all(one.kernels == PRODUCTS for one in seen)
     }
     rows: list[Row] = [
-        {"kind": "gap", "kernel": "graph", "variant": "products", "num_tokens": tokens, "ranks": len(ranks)}
+        {"kind": "gap", "kernel": "graph", "variant": TIMED, "num_tokens": tokens, "ranks": len(ranks)}
         | {"method": "events", **summary(found)}
         for tokens, found in gaps_us.items()
     ]
@@ -115,6 +115,7 @@ def _observe(
     import torch
     import torch.nn.functional as F
 
+    from revati.profile import gaps
     from revati.profile.recorder import RecordingError
 
     up, down = (
@@ -145,14 +146,14 @@ def _observe(
     for _ in range(ROUNDS):
         for graphs, times_us in ((reducing, with_us), (plain, without_us)):
             for graph, found in zip(graphs, times_us, strict=True):
-                found.append(_replay_us(graph) / PER_GRAPH)
+                found.append(gaps.replay_us(graph) / PER_GRAPH)
 
     seen = []
     for i, (tokens, x) in enumerate(zip(TOKENS, inputs, strict=True)):
         # The first of a replay waits for the rank that launched last.
-        reductions = [event for event in _traced(reducing[i]) if ALL_REDUCE in event.name]
-        kernels = _traced(plain[i])
-        if len(reductions) != PER_GRAPH * REPLAYS_TRACED or len(kernels) % len(reductions):
+        reductions = [event for event in gaps.traced(reducing[i]) if ALL_REDUCE in event.name]
+        kernels = gaps.traced(plain[i])
+        if len(reductions) != PER_GRAPH * gaps.REPLAYS or len(kernels) % len(reductions):
             raise RecordingError(
                 f"{tokens} tokens: {len(reductions)} all-reduces, {len(kernels)} kernels of products"
             )
@@ -169,33 +170,3 @@ def _observe(
             )
         )
     return seen
-
-
-def _traced(graph: torch.cuda.CUDAGraph) -> list[GpuEvent]:
-    import torch
-
-    from revati.profile.recorder import record
-
-    def work() -> None:
-        for _ in range(REPLAYS_TRACED):
-            graph.replay()
-            torch.cuda.synchronize()
-
-    work()
-    return [event for event in record(work) if event.category == "kernel"]
-
-
-def _replay_us(graph: torch.cuda.CUDAGraph) -> float:
-    """Of one replay in a row of them, whose launches are over before it begins."""
-    import torch
-
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    torch.cuda._sleep(2_000_000)
-    graph.replay()
-    begin.record()
-    for _ in range(REPLAYS):
-        graph.replay()
-    end.record()
-    torch.cuda.synchronize()
-    return float(begin.elapsed_time(end)) * 1e3 / REPLAYS

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
+TIMED = "timed"  # the variant of gaps from graphs that were timed as a whole, without tracing
 SCALED = "scaled"  # the method of a row that was derived from another GPU's measurement
 VERSION_KEY = b"revati.kernel_db.schema_version"
 

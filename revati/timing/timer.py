@@ -25,7 +25,7 @@ from revati.timing.gemm import GemmModel, Key, Launches, ideal_us
 from revati.timing.gpu import load_limits
 from revati.timing.jitter import KINDS, NO_JITTER, Jitter, Wait
 from revati.timing.launches import Launch, LaunchModel
-from revati.timing.schema import SCALED
+from revati.timing.schema import SCALED, TIMED
 from revati.timing.transfers import CollectiveModel, CopyModel
 
 # Kinds that a kernel's name and launch tell apart; the others have features of their own.
@@ -183,7 +183,7 @@ class KernelTimer:
 def _gap_us(measured: pa.Table, between: str, default_us: float) -> float:
     """Of graphs timed as a whole, if there are any; else traced in engines, or in chains of kernels."""
     found = db.rows(measured, ["variant", "median_us"], kind="gap", kernel=between)
-    for variant in ("products", "engine", None):
+    for variant in (TIMED, "engine", None):
         if chosen := [row["median_us"] for row in found if row["variant"] == variant]:
             return float(statistics.fmean(chosen))
     return default_us

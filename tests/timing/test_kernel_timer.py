@@ -321,7 +321,7 @@ def test_gap_comes_from_engine_recordings(timer: KernelTimer) -> None:
 
 
 def test_gap_of_graphs_timed_as_a_whole_comes_first(tmp_path: Path) -> None:
-    gaps = {"products": [0.1, 0.2], "engine": [0.05], None: [9.0]}
+    gaps = {schema.TIMED: [0.1, 0.2], "engine": [0.05], None: [9.0]}
     rows = [
         row(kind="gap", kernel="graph", variant=v, median_us=us) for v, found in gaps.items() for us in found
     ]
