@@ -2,8 +2,8 @@
 
     python -m revati.profile.sglang_kernels --scenes DIR/scenes_tp1 --run DIR/scenes_tp1 --tp 1 --out FILE
 
-Only kernels that a launch describes fully, and the all-reduce of SGLang's own: GEMMs, attention and other
-collectives are measured on their own.
+Only kernels that a launch describes fully, the all-reduce of SGLang's own, and by how much decodes' attention
+takes less than the database says of vLLM's: GEMMs, attention and other collectives are measured on their own.
 """
 
 from __future__ import annotations
@@ -11,22 +11,28 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
+from revati import paths
 from revati.profile.parts import Row, summary
 from revati.profile.shapes import rank_shape
 from revati.timing import db
+from revati.timing.attention import KINDS as ATTENTION
 from revati.timing.families import family
 from revati.timing.launches import ARGMAX, row_width
-from revati.timing.schema import rows_to_table
+from revati.timing.schema import SGLANG_SHORTER, rows_to_table
+from revati.timing.timer import KernelTimer
 
 _MEASURED_ALONE = ("gemm", "attention", "combine", "collective")
 _ALL_REDUCE = re.compile(r"sglang::cross_device_reduce_([12]stage)")
+LEAST_STEPS = 5
 _NORM = "RMSNorm"  # has a block for each token of a step, padded as its graph is
 
 
@@ -78,7 +84,37 @@ def rows(scenes: Path, run: dict[str, Any], tp: int) -> list[Row]:
                     **summary(found),
                 }
             )
+    steps = pq.read_table(scenes / "steps.parquet").to_pylist()
+    timer = KernelTimer(paths.kernel_db_dir(), run["gpu"], shape)
+    for (part, requests), found in shorter_attention(events, steps, timer).items():
+        differs = {"kind": SGLANG_SHORTER, "kernel": part, "variant": "sglang", "num_reqs": requests}
+        heads = {"num_q_heads": shape.num_q_heads, "num_kv_heads": shape.num_kv_heads}
+        result.append({**differs, **heads, **provenance, **summary(found)})
     return result
+
+
+def shorter_attention(
+    events: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]], timer: KernelTimer
+) -> dict[tuple[str, int], list[float]]:
+    """By how many µs decodes' attention and combine kernels took less than the timer says of vLLM's.
+
+    By kernel and number of requests, of each step the median of its layers; of a few steps between scenes
+    nothing.
+    """
+    recorded: dict[tuple[str, int, str], list[float]] = {}
+    for event in events:
+        if event["kind"] == "kernel" and (kind := family(event["name"])) in ATTENTION:
+            recorded.setdefault((event["scene"], event["step"], kind), []).append(event["dur_us"])
+    shorter: dict[tuple[str, int], list[float]] = {}
+    for step in steps:
+        if not step["scene"].startswith("decode") or step["mode"] != "DECODE":
+            continue
+        batch = np.array(step["query_lens"]), np.array(step["context_lens"])
+        for kind, expected in zip(ATTENTION, timer.attention(*batch, "eager"), strict=True):
+            if found := recorded.get((step["scene"], step["step"], kind)):
+                of_step_us = expected.duration_us - statistics.median(found)
+                shorter.setdefault((kind, len(batch[0])), []).append(of_step_us)
+    return {of: found for of, found in shorter.items() if len(found) >= LEAST_STEPS}
 
 
 def all_reduces(events: Sequence[dict[str, Any]], token_bytes: int) -> dict[tuple[str, int], list[float]]:

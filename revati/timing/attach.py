@@ -11,7 +11,7 @@ import numpy as np
 
 from revati.interception.core import Cost, LaunchKey, LaunchType, NativeCore, Work
 from revati.interception.gpu import GpuDescription
-from revati.timing.estimate import Estimate, dtype_bytes
+from revati.timing.estimate import AttentionUse, Estimate, dtype_bytes
 from revati.timing.families import family
 from revati.timing.power import demand
 from revati.timing.source import TimingSource
@@ -31,14 +31,17 @@ class LaunchPricing:
     """Answers the native core's questions, once per distinct launch, and knows which ones ran.
 
     Args:
-        full_graphs: the engine's graphs hold whole decode steps, for which it asks attention for up to 32
-            splits, as vLLM does.
+        attention: what the engine asks of FlashAttention.
     """
 
     def __init__(
-        self, core: NativeCore, source: TimingSource, gpu: GpuDescription, full_graphs: bool = True
+        self,
+        core: NativeCore,
+        source: TimingSource,
+        gpu: GpuDescription,
+        attention: AttentionUse = "graph",
     ) -> None:
-        self._core, self._source, self._gpu, self._full_graphs = core, source, gpu, full_graphs
+        self._core, self._source, self._gpu, self._attention = core, source, gpu, attention
         self._hidden_bytes = source.shape.hidden * dtype_bytes(source.shape.dtype)
         self._demangled: dict[bytes, str] = {}
         self._attention_names = {"main": "attention", "combine": "combine"}
@@ -67,7 +70,7 @@ class LaunchPricing:
         self.num_reqs = len(query_lens)
         queries = np.asarray(query_lens, dtype=np.int64)
         contexts = np.asarray(context_lens, dtype=np.int64)
-        main, combine = self._source.attention(queries, contexts, self._full_graphs)
+        main, combine = self._source.attention(queries, contexts, self._attention)
         power_w, sensitivity = demand(self._gpu, main)
         self._core.set_attention(
             round(main.duration_us * 1e3),

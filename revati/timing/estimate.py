@@ -9,6 +9,9 @@ from revati.spec import ModelShape
 
 Provenance = Literal["measured", "interpolated", "extrapolated", "roofline"]
 PROVENANCES: tuple[str, ...] = get_args(Provenance)  # best first
+# How an engine calls FlashAttention: vLLM's graphs of whole decode steps ask for up to 32 splits, otherwise
+# it chooses them itself; SGLang leaves the choice to it in graphs, too, and has kernels of its own build.
+AttentionUse = Literal["graph", "eager", "sglang"]
 
 
 @dataclass(frozen=True, slots=True)

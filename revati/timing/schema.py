@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
+SGLANG_SHORTER = "sglang_shorter"
 TIMED = "timed"  # the variant of gaps from graphs that were timed as a whole, without tracing
 SCALED = "scaled"  # the method of a row that was derived from another GPU's measurement
 VERSION_KEY = b"revati.kernel_db.schema_version"
@@ -33,6 +34,7 @@ KINDS = (
     "memset",
     "collective",
     "gap",  # idle time of the GPU between consecutive kernels
+    SGLANG_SHORTER,  # by how much its attention takes less than vLLM's of the same batch
 )
 
 _category = pa.dictionary(pa.int32(), pa.string())

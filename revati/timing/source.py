@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from revati.timing.estimate import Estimate, RankShape
+from revati.timing.estimate import AttentionUse, Estimate, RankShape
 
 GROUP = "revati.timing_sources"
 # In order of preference where `timing.source` is left open.
@@ -68,7 +68,7 @@ class TimingSource(Protocol):
         """``'main'``, ``'combine'`` or None for a demangled kernel name."""
 
     def attention(
-        self, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64], full_graphs: bool
+        self, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64], use: AttentionUse
     ) -> tuple[Estimate, Estimate]:
         """Main and combine kernel of one layer for a batch; ``context_lens`` include the query tokens."""
 

@@ -19,13 +19,14 @@ from revati import paths
 from revati.timing import db
 from revati.timing.attention import AttentionModel
 from revati.timing.curve import extrapolated
-from revati.timing.estimate import FP8, Estimate, RankShape, weaker
+from revati.timing.estimate import FP8, AttentionUse, Estimate, RankShape, weaker
 from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN, family
 from revati.timing.gemm import GemmModel, Key, Launches, ideal_us
 from revati.timing.gpu import load_limits
 from revati.timing.jitter import KINDS, NO_JITTER, Jitter, Wait
 from revati.timing.launches import Launch, LaunchModel
 from revati.timing.schema import SCALED, TIMED
+from revati.timing.sglang_attention import sglang_shorter
 from revati.timing.transfers import CollectiveModel, CopyModel
 
 # Kinds that a kernel's name and launch tell apart; the others have features of their own.
@@ -62,6 +63,7 @@ class KernelTimer:
         self._collectives = CollectiveModel(limits, _collective_points(measured))
         fitted = db.partition(db_dir, gpu) / "fitted"
         self._attention = AttentionModel(limits, shape, measured, fitted)
+        self._sglang = sglang_shorter(measured, shape.num_q_heads)
         # Alone, a rank waits for nobody.
         self._jitter = self._rank_jitter(measured) if shape.tp > 1 else NO_JITTER
         self.graph_gap_us = _gap_us(measured, "graph", DEFAULT_GRAPH_GAP_US)
@@ -170,13 +172,18 @@ class KernelTimer:
         return "main" if ATTENTION_MAIN.search(name) else None
 
     def attention(
-        self, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64], full_graphs: bool = True
+        self, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64], use: AttentionUse = "graph"
     ) -> tuple[Estimate, Estimate]:
         """Main and combine kernel of one layer; ``context_lens`` include the query tokens.
 
-        ``full_graphs``: the engine runs with full CUDA graphs, so small batches get up to 32 splits.
+        SGLang's was compared in decodes only.
         """
-        main, combine = self._attention.estimate(query_lens, context_lens, full_graphs)
+        main, combine = self._attention.estimate(query_lens, context_lens, use == "graph")
+        if use == "sglang" and query_lens.sum() == len(query_lens):
+            requests = len(query_lens)
+            main, combine = (
+                own.of(theirs, requests) for own, theirs in zip(self._sglang, (main, combine), strict=True)
+            )
         return self._varying(main), self._varying(combine)
 
 

@@ -260,6 +260,41 @@ def test_copies_and_collectives(timer: KernelTimer) -> None:
         timer.copy("sideways", 4)
 
 
+class TestSglangAttention:
+    DECODES = np.ones(4, dtype=np.int64), np.full(4, 100)
+
+    @pytest.fixture
+    def timer(self, tmp_path: Path) -> KernelTimer:
+        shorter = [
+            row(kind=schema.SGLANG_SHORTER, kernel=kernel, num_q_heads=heads, num_reqs=requests, median_us=us)
+            for kernel, heads, requests, us in (
+                ("attention", 4, 2, 0.5),
+                ("attention", 4, 6, 0.1),
+                ("attention", 64, 4, 0.0),
+                ("combine", 4, 4, 1000.0),
+            )
+        ]
+        write(tmp_path, shorter)
+        return KernelTimer(tmp_path, "h200", SHAPE)
+
+    def test_its_decodes_take_less_than_vllms(self, timer: KernelTimer) -> None:
+        (main, combine), (theirs, their_combine) = (
+            timer.attention(*self.DECODES, use) for use in ("sglang", "eager")
+        )
+        assert theirs.duration_us - main.duration_us == pytest.approx(0.3)
+        assert combine.duration_us == pytest.approx(their_combine.duration_us / 2), "never less than half"
+        assert main.provenance == theirs.provenance
+
+    def test_prompts_take_as_long_as_vllms(self, timer: KernelTimer) -> None:
+        prompt = np.array([100]), np.array([100])
+        assert timer.attention(*prompt, "sglang") == timer.attention(*prompt, "eager")
+
+    def test_nothing_is_known_of_a_gpu_that_nobody_compared(self, tmp_path: Path) -> None:
+        write(tmp_path, [row(kind="copy", kernel="copy", variant="h2d", nbytes=4, median_us=1.0)])
+        timer = KernelTimer(tmp_path, "h200", SHAPE)
+        assert timer.attention(*self.DECODES, "sglang") == timer.attention(*self.DECODES, "eager")
+
+
 class TestAllReduceBetweenProducts:
     ALONE_US = ((1024, 4.0), (4096, 5.0), (1 << 20, 9.0))
 
@@ -397,7 +432,8 @@ class TestShippedH200:
     """The measurements in this repository: complete, sane, and monotonic where physics is."""
 
     def test_every_row_has_a_positive_duration_and_its_provenance(self, table: pa.Table) -> None:
-        gaps = np.array(table["kind"].cast(pa.string()).to_pylist()) == "gap"
+        differences = ["gap", schema.SGLANG_SHORTER]
+        gaps = np.isin(table["kind"].cast(pa.string()).to_pylist(), differences)
         durations = table["median_us"].to_numpy()
         assert np.isfinite(durations).all()
         assert (durations[~gaps] > 0).all()

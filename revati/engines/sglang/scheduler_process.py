@@ -38,8 +38,7 @@ class EmulatedScheduler:
         config = settings.get_model_config()
         model = ModelShape(settings.model_path, config.hf_text_config.to_dict())
         timings = source(process.emulation.timing_source).open(gpu, RankShape.of(model, settings.tp_size))
-        # SGLang leaves the number of splits to FlashAttention.
-        self.pricing = LaunchPricing(process.core, timings, load_gpu(gpu), full_graphs=False)
+        self.pricing = LaunchPricing(process.core, timings, load_gpu(gpu), "sglang")
         self.pricing.own_time = process.meter.excluded
         self.steps = ChargedSteps(scheduler, self.pricing, process.meter)
         self._held: list[Callable[[], None]] | None = None  # outputs, until their step is charged

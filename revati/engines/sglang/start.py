@@ -75,8 +75,7 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     core = NativeCore()
     core.configure(gpu.to_environment(spec.tensor_parallel_size))
     timings = source(spec.timing_source).open(spec.gpu, rank_shape(spec.model, spec.tensor_parallel_size))
-    # SGLang leaves the number of splits to FlashAttention.
-    pricing = LaunchPricing(core, timings, gpu, full_graphs=False)
+    pricing = LaunchPricing(core, timings, gpu, "sglang")
     model_folder = write_model_folder(spec, work_dir / "model")
     meter = HostMeter(core)
     pricing.own_time = meter.excluded

@@ -71,7 +71,8 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     core.configure(gpu.to_environment(spec.gpus_per_replica))
     shape = rank_shape(spec.model, spec.tensor_parallel_size)
     timings = source(spec.timing_source).open(spec.gpu, shape)
-    pricing = LaunchPricing(core, timings, gpu, full_graphs=not spec.engine_args.get("enforce_eager", False))
+    eager = spec.engine_args.get("enforce_eager", False)
+    pricing = LaunchPricing(core, timings, gpu, "eager" if eager else "graph")
     model_folder = write_model_folder(spec, work_dir / "model")
     meter = HostMeter(core)
     pricing.own_time = meter.excluded

@@ -17,7 +17,7 @@ from revati.engines.vllm.step_shape import step_shape
 from revati.interception.gpu import load_gpu
 from revati.spec import ModelShape
 from revati.timing.attach import LaunchPricing
-from revati.timing.estimate import RankShape
+from revati.timing.estimate import AttentionUse, RankShape
 from revati.timing.source import source
 from revati.virtual_time.host import IDLE_STEP, StepShape
 
@@ -61,8 +61,8 @@ class EmulatedWorker:
         model = ModelShape(config.model_config.model, config.model_config.hf_text_config.to_dict())
         shape = RankShape.of(model, parallel.tensor_parallel_size)
         timings = source(process.emulation.timing_source).open(gpu, shape)
-        full_graphs = not config.model_config.enforce_eager
-        self.pricing = LaunchPricing(process.core, timings, load_gpu(gpu), full_graphs)
+        attention: AttentionUse = "eager" if config.model_config.enforce_eager else "graph"
+        self.pricing = LaunchPricing(process.core, timings, load_gpu(gpu), attention)
         self.pricing.own_time = process.meter.excluded
         self._process = process
 
