@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from revati.profile.parts import Row
 
-# Two products of Llama 2 7B's at two ranks follow one another, then their result is reduced.
+# About half of a layer of Llama 2 7B at two to four ranks: two products, then their result is reduced.
 HIDDEN, INTERMEDIATE = 4096, 5504
 # More of them meet the power limit, and products with all-reduces in between do so less than those without.
 TOKENS = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
