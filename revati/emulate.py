@@ -14,7 +14,7 @@ from revati.search import cli, output
 from revati.search.build import build_objective, build_workload, one_spec
 from revati.search.progress import format_metric
 from revati.search.runner import connect, open_server, runner_for
-from revati.search.signals import interruptible
+from revati.search.signals import INTERRUPTED, interruptible
 from revati.search.trial import run_trial
 
 
@@ -51,7 +51,7 @@ def run(config: DictConfig, folder: Path, overrides: list[str], runner: str | No
             result = run_trial(client, spec, workload, objective.request_slo, "emulate", folder)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return cli.INTERRUPTED
+        return INTERRUPTED
     (folder / "metrics.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
     if result.status != "ok":
         print(f"{result.status}: {result.reason}; logs: {folder / 'logs'}", file=sys.stderr)

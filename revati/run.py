@@ -12,6 +12,7 @@ from revati.deployment.domain_run import Failure, run_commands
 from revati.engines.emulation import Emulation
 from revati.interception.gpu import known_gpus, load_gpu
 from revati.interception.preload import emulated_environment
+from revati.search.signals import INTERRUPTED
 from revati.spec import HOST_MODES, HostMode, HostSpec
 from revati.virtual_time.host_table import HostTable, known_tables
 
@@ -96,7 +97,7 @@ def main() -> int:
         print(f"revati.run: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
 def _options_end(words: Sequence[str]) -> int:

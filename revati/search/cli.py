@@ -31,9 +31,9 @@ from revati.deployment.metrics import METRIC_COLUMNS
 from revati.search import config as schemas
 from revati.search.errors import ConfigError
 from revati.search.knobs import DEPLOYMENT_KNOBS, ENGINE_KNOBS
+from revati.search.signals import INTERRUPTED
 from revati.spec import ModelShape
 
-INTERRUPTED = 130
 _GROUPS = ("model", "engine", "gpu", "workload", "objective", "search")
 
 

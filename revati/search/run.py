@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from revati.search import output
 from revati.search.build import build_objective, build_problem, build_workload, plain
 from revati.search.campaign import Campaign
-from revati.search.cli import INTERRUPTED
 from revati.search.errors import ConfigError, unknown
 from revati.search.ledger import NAME as LEDGER
 from revati.search.ledger import Ledger
@@ -21,6 +20,7 @@ from revati.search.problem import Problem
 from revati.search.progress import Progress
 from revati.search.proposers import ALGORITHMS, Proposer, make_proposer
 from revati.search.runner import runner_for
+from revati.search.signals import INTERRUPTED
 from revati.search.space import JointSpace, SearchSpace, load_joint_space, load_space
 from revati.workload import Workload
 

@@ -21,7 +21,7 @@ LEAST_REPEATS = 3
 # Between the 10 % and 90 % quantiles of five repeats of a normal distribution, interpolated as in the rows.
 STDS_BETWEEN_QUANTILES = 1.79
 RESOLUTION_US = 0.032  # of the GPU's timestamps
-# The expected maximum of so many standard normal deviates.
+# The expected maximum of so many standard normal deviates, by which the native core makes ranks wait.
 EXPECTED_MAXIMUM = {2: 0.564, 4: 1.029, 8: 1.424}
 
 

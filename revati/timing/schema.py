@@ -70,7 +70,7 @@ FIELDS: list[pa.Field] = [
     pa.field("p10_us", pa.float64()),
     pa.field("p90_us", pa.float64()),
     # provenance
-    pa.field("method", _category, nullable=False),  # 'cupti' | 'aiconfigurator' | SCALED
+    pa.field("method", _category, nullable=False),  # 'cupti' | 'events' | 'aiconfigurator' | SCALED
     pa.field("measured_at", _category, nullable=False),  # ISO 8601, UTC
     pa.field("driver", _category, nullable=False),
     pa.field("libraries", _category, nullable=False),  # 'cuda=13.0 torch=2.11.0 …'

@@ -38,7 +38,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from revati.search.signals import interruptible
+from revati.search.signals import INTERRUPTED, interruptible
 from revati.spec import DeploymentSpec
 from revati.validate.calibration import calibrated
 from revati.validate.errors import write_errors
@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"revati.validate: stopped by {interrupt or 'Ctrl-C'}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     if options.predictor:
         print(f"{options.baselines}/{options.predictor}.csv has the metrics of {len(emulated)} cases")
     else:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +18,8 @@ from revati.timing import KernelTimer, RankShape, UnknownGpuError, db, schema
 from revati.timing.curve import Curve
 from revati.timing.gemm import TileCurve, TokenCurve
 from revati.timing.gpu import NoFp8Error
-from revati.timing.jitter import EXPECTED_MAXIMUM, NO_JITTER, Jitter, Wait
+from tests.timing.database import LAUNCH, SHAPE, row, write
 
-SHAPE = RankShape(
-    hidden=512, intermediate=1024, num_q_heads=4, num_kv_heads=2, head_dim=128, vocab=1000, num_layers=2
-)
 LLAMA7B = RankShape(
     hidden=4096,
     intermediate=11008,
@@ -34,16 +29,6 @@ LLAMA7B = RankShape(
     vocab=32000,
     num_layers=32,
 )
-PROVENANCE = {"method": "cupti", "measured_at": "2026-11-20T00:00Z", "driver": "1", "libraries": "x=1"}
-LAUNCH = {"grid_y": 1, "grid_z": 1, "block_x": 128, "shared_bytes": 0}
-
-
-def row(**columns: Any) -> dict[str, Any]:
-    return PROVENANCE | {"count": 3} | columns
-
-
-def write(db_dir: Path, rows: list[dict[str, Any]], gpu: str = "h200") -> None:
-    db.write(schema.rows_to_table(rows), db_dir / f"gpu={gpu}" / "all.parquet")
 
 
 @pytest.fixture
@@ -258,96 +243,6 @@ def test_copies_and_collectives(timer: KernelTimer) -> None:
     assert (copied.duration_us, copied.provenance) == (4.0, "extrapolated")
     with pytest.raises(ValueError, match="h2d, d2h, d2d, memset"):
         timer.copy("sideways", 4)
-
-
-class TestSglangAttention:
-    DECODES = np.ones(4, dtype=np.int64), np.full(4, 100)
-
-    @pytest.fixture
-    def timer(self, tmp_path: Path) -> KernelTimer:
-        shorter = [
-            row(kind=schema.SGLANG_SHORTER, kernel=kernel, num_q_heads=heads, num_reqs=requests, median_us=us)
-            for kernel, heads, requests, us in (
-                ("attention", 4, 2, 0.5),
-                ("attention", 4, 6, 0.1),
-                ("attention", 64, 4, 0.0),
-                ("combine", 4, 4, 1000.0),
-            )
-        ]
-        write(tmp_path, shorter)
-        return KernelTimer(tmp_path, "h200", SHAPE)
-
-    def test_its_decodes_take_less_than_vllms(self, timer: KernelTimer) -> None:
-        (main, combine), (theirs, their_combine) = (
-            timer.attention(*self.DECODES, use) for use in ("sglang", "eager")
-        )
-        assert theirs.duration_us - main.duration_us == pytest.approx(0.3)
-        assert combine.duration_us == pytest.approx(their_combine.duration_us / 2), "never less than half"
-        assert main.provenance == theirs.provenance
-
-    def test_prompts_take_as_long_as_vllms(self, timer: KernelTimer) -> None:
-        prompt = np.array([100]), np.array([100])
-        assert timer.attention(*prompt, "sglang") == timer.attention(*prompt, "eager")
-
-    def test_nothing_is_known_of_a_gpu_that_nobody_compared(self, tmp_path: Path) -> None:
-        write(tmp_path, [row(kind="copy", kernel="copy", variant="h2d", nbytes=4, median_us=1.0)])
-        timer = KernelTimer(tmp_path, "h200", SHAPE)
-        assert timer.attention(*self.DECODES, "sglang") == timer.attention(*self.DECODES, "eager")
-
-
-class TestAllReduceBetweenProducts:
-    ALONE_US = ((1024, 4.0), (4096, 5.0), (1 << 20, 9.0))
-
-    @pytest.fixture
-    def timer(self, tmp_path: Path) -> KernelTimer:
-        def sums(kernel: str, ranks: int, points: Iterable[tuple[int, float]], **columns: Any) -> Any:
-            common = {"kind": "collective", "kernel": kernel, "variant": "custom_1stage", "ranks": ranks}
-            return [row(**common, nbytes=b, median_us=us, **columns) for b, us in points]
-
-        products = [
-            row(
-                kind="gemm",
-                kernel="g",
-                dtype="bfloat16",
-                m=8,
-                n=n,
-                k=k,
-                median_us=9.0,
-                p10_us=8.9,
-                p90_us=9.1,
-            )
-            for n, k in ((512, 256), (256, 512))
-        ]
-        norm = {"kind": "norm", "kernel": "n", "dtype": "bfloat16", "grid_x": 1, **LAUNCH}
-        small = row(**norm, median_us=1.0, p10_us=0.95, p90_us=1.05)
-        alone = [*sums("all_reduce", 4, self.ALONE_US), *sums("all_reduce", 8, self.ALONE_US)]
-        meetings = sums("meeting", 4, ((1024, 4.6), (4096, 5.2)))
-        waits = sums("wait", 4, ((4096, 1.5),), m=8, n=512, k=256)
-        write(tmp_path, [*products, small, *alone, *meetings, *waits])
-        return KernelTimer(tmp_path, "h200", replace(SHAPE, tp=4))
-
-    @pytest.mark.parametrize(("nbytes", "longer_us"), [(1024, 0.6), (2560, 0.4), (4096, 0.2), (1 << 20, 0.2)])
-    def test_it_takes_longer_than_alone(self, timer: KernelTimer, nbytes: int, longer_us: float) -> None:
-        alone = Curve.from_points(list(self.ALONE_US)).estimate(nbytes, "collective")
-        found = timer.collective("all_reduce", nbytes, 4, "custom_1stage")
-        assert found.duration_us == pytest.approx(alone.duration_us + longer_us)
-        assert found.provenance == alone.provenance
-        of_eight = timer.collective("all_reduce", nbytes, 8, "custom_1stage")  # alone only
-        assert of_eight.duration_us == pytest.approx(found.duration_us)
-        assert of_eight.provenance == "extrapolated"
-
-    def test_ranks_wait_as_long_as_was_seen(self, timer: KernelTimer) -> None:
-        up, down = (timer.gemm(8, n, k, "bfloat16", "bfloat16").std_us for n, k in ((512, 256), (256, 512)))
-        assert EXPECTED_MAXIMUM[4] * math.hypot(up, down) == pytest.approx(1.5, rel=1e-3)
-
-
-def test_jitter_is_the_spread_of_repeats_where_no_wait_was_seen() -> None:
-    spread = Jitter(0.1, 0.5)
-    assert spread.as_waited([]) == spread
-    std_us = 0.1 * 2 * math.sqrt(2)  # two kernels of 4 us
-    seen = [Wait(2, factor * EXPECTED_MAXIMUM[2] * std_us, (4.0, 4.0)) for factor in (1.0, 2.0, 90.0)]
-    assert spread.as_waited(seen) == Jitter(0.2, 0.5)
-    assert NO_JITTER.as_waited(seen) == NO_JITTER
 
 
 def test_gap_comes_from_engine_recordings(timer: KernelTimer) -> None:
