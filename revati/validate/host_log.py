@@ -61,7 +61,8 @@ def _updates(cost_us: Array, scheduled: npt.NDArray[np.bool_]) -> tuple[Array, C
 def _workers(folder: Path, description: Mapping[str, Any], steps: int) -> dict[tuple[str, ...], Array]:
     """Costs of the workers' phases, by step; of tensor-parallel ranks the slowest one counts.
 
-    Of pipeline stages only the first one's execute: it ends with sending, for which the others wait.
+    Of pipeline stages the one with the shortest execute: stages wait for the next one to take what they send,
+    and for what the one before sends, so that one of them did not wait. It sends, or takes as long to receive.
     """
     calls = pq.read_table(folder / "workers.parquet")
     rank, tokens = np.asarray(calls["rank"]), np.asarray(calls["scheduled_tokens"])
@@ -76,7 +77,9 @@ def _workers(folder: Path, description: Mapping[str, Any], steps: int) -> dict[t
         slow: Array = np.max([cost[member] for member in members], axis=0)
         return slow
 
-    execute, sample = slowest("execute", 0), slowest("sample", ranks - tensor_parallel)
+    stages = range(0, ranks, tensor_parallel)
+    execute = np.min([slowest("execute", first) for first in stages], axis=0)
+    sample = slowest("sample", ranks - tensor_parallel)
     if ranks == tensor_parallel:
         return {("execute",): execute, ("sample",): sample}
     return {("execute", "send"): execute, ("sample",): sample, ("receive",): slowest("sample", 0)}

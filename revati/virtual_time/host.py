@@ -193,11 +193,11 @@ class HostMeter:
         finally:
             self._running_on = outside
 
-    def wait_until(self, ns: int, step: StepShape) -> None:
-        """Wait for another virtual core, or a message on its way from there."""
+    def wait_until(self, ns: int, step: StepShape, phase: Phase | Literal["wait"] = "wait") -> None:
+        """Wait for another virtual core, or a message on its way from there, as a part of a phase."""
         begin_ns = self._core.now_ns()
         self._core.wait_until_ns(ns)
-        self._record("wait", begin_ns, step)
+        self._record(phase, begin_ns, step)
 
     def wait(self, ns: int, step: StepShape) -> None:
         """Wait for other threads of this process that compute."""

@@ -67,8 +67,9 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
         self._batches: dict[int, tuple[Batch, StepShape]] = {}  # by identity of the scheduler's output
         self._current: tuple[Batch, StepShape] | None = None
         self.lock = InterpreterLock()
+        self._pipeline = Pipeline(self.native, self.pricing.transfer_ns, self._hand_over_ns)
         if self.parallel_config.pipeline_parallel_size > 1:
-            Pipeline(self.native, self.pricing.transfer_ns, self._message_ns).connect()
+            self._pipeline.connect()
         ranks = FoldedRanks(self.parallel_config.world_size)
         init_method = get_distributed_init_method(get_ip(), get_open_port())
         self.stages = [
@@ -138,9 +139,9 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
         sent_ns, output = self.native.now_ns(), None
         for stage in self.stages:
             output = self._run(stage, sent_ns, "execute", step, scheduler_output)
-            if batch.query_lens and stage is not self.stages[-1]:
-                with self.meter.on(stage.process, 0):
-                    self.meter.charge("send", step)
+        for stage in self.stages[:-1] if batch.query_lens else ():
+            with self.meter.on(stage.process, 0):
+                self.meter.wait_until(self._pipeline.handed_over_ns(stage.rank), step, "send")
         if not non_block:
             return output
         future: Future[Any] = Future()
@@ -191,6 +192,10 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
 
     def _message_ns(self) -> int:
         return self.meter.costs.phase_ns("worker_ipc", IDLE_STEP) or 0
+
+    def _hand_over_ns(self) -> int:
+        _, step = self._current or (None, IDLE_STEP)
+        return self.meter.costs.phase_ns("send", step) or 0
 
     def _dispatch(self, num_reqs: int, num_tokens: int, uniform: int | None) -> CUDAGraphMode:
         return self.stages[0].runner.cudagraph_manager.dispatch(num_reqs, num_tokens, uniform, 0).cg_mode

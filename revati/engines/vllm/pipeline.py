@@ -2,6 +2,7 @@
 
 The stages of a step run one after the other in this process, each on its own virtual core and GPU.  Here
 their messages meet: a transfer begins when both ends have come to it and ends for both at the same time.
+Before it, their hosts meet: the shapes come by a message that Gloo takes from the sender when it is asked for.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from vllm.distributed.parallel_state import GroupCoordinator
 from revati.interception.core import NativeCore
 
 TransferTime = Callable[[int], int]  # bytes -> ns
-MessageTime = Callable[[], int]  # ns from one process to another
+HandOverTime = Callable[[], int]  # ns that both hosts need once they have met
 
 
 @dataclass(slots=True)
@@ -47,12 +48,13 @@ class Pipeline:
 
     Args:
         transfer_ns: duration of a transfer between two GPUs by its bytes.
-        message_ns: latency of a message between two workers' processes at present.
+        hand_over_ns: what handing over the step in progress takes two workers' processes.
     """
 
-    def __init__(self, native: NativeCore, transfer_ns: TransferTime, message_ns: MessageTime) -> None:
-        self._native, self._transfer_ns, self._message_ns = native, transfer_ns, message_ns
+    def __init__(self, native: NativeCore, transfer_ns: TransferTime, hand_over_ns: HandOverTime) -> None:
+        self._native, self._transfer_ns, self._hand_over_ns = native, transfer_ns, hand_over_ns
         self._queues: dict[int, deque[Transfer]] = {}  # by the sender's rank
+        self._handed_over_ns: dict[int, int] = {}  # by the sender's rank
         self._sampled_ns = 0  # when the sampled tokens of the step in progress are everywhere
 
     def connect(self) -> None:
@@ -70,6 +72,10 @@ class Pipeline:
         GroupCoordinator.isend_tensor_dict, GroupCoordinator.irecv_tensor_dict = send, receive
         dist.broadcast = self._broadcast
 
+    def handed_over_ns(self, sender: int) -> int:
+        """When a stage's host and that of the next one were done with what it sent last."""
+        return self._handed_over_ns[sender]
+
     def _send(self, sender: int, tensors: dict[str, Any]) -> list[Handle]:
         transfer = Transfer(dict(tensors), self._native.now_ns(), self._gpu_ready_ns())
         self._queues.setdefault(sender, deque()).append(transfer)
@@ -77,8 +83,8 @@ class Pipeline:
 
     def _receive(self, sender: int) -> tuple[dict[str, Any], list[Handle], list[Any]]:
         transfer = self._queues[sender].popleft()
-        # The shapes come by a message, for which the receiver's host waits.
-        self._native.set_ns(max(self._native.now_ns(), transfer.sent_ns + self._message_ns()))
+        self._native.set_ns(max(self._native.now_ns(), transfer.sent_ns) + self._hand_over_ns())
+        self._handed_over_ns[sender] = self._native.now_ns()
         here_ns = self._gpu_ready_ns()
         nbytes = sum(t.numel() * t.element_size() for t in transfer.tensors.values())
         transfer.done_ns = max(transfer.ready_ns, here_ns) + self._transfer_ns(nbytes)

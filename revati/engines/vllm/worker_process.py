@@ -84,6 +84,12 @@ class EmulatedWorker:
             self.meter.charge("send", step)
         return output
 
+    def received(self) -> None:
+        """Hidden states came from the stage before, whose host is as long at it as this one."""
+        if self._step is not None:
+            _, step = self._step
+            self.meter.wait(self.meter.costs.phase_ns("send", step) or 0, step)
+
     def sample(self, run: Any, grammar_output: Any) -> Any:
         assert self._step is not None
         batch, step = self._step
@@ -109,14 +115,22 @@ class EmulatedWorker:
 
 def prepare(process: VllmProcess) -> None:
     """Make every worker of this process an emulated one."""
-    from vllm.distributed.parallel_state import get_tp_group
+    from vllm.distributed.parallel_state import GroupCoordinator, get_tp_group
     from vllm.v1.worker.gpu_worker import Worker
 
     init_device, execute, sample = Worker.init_device, Worker.execute_model, Worker.sample_tokens
+    receive = GroupCoordinator.irecv_tensor_dict
 
     def init(self: Any) -> None:
         # Before anything is captured: a graph keeps the prices of its launches.
         self._revati = EmulatedWorker(self, process)
+
+        def receive_hidden_states(group: Any, *args: Any, **kwargs: Any) -> Any:
+            received = receive(group, *args, **kwargs)
+            self._revati.received()
+            return received
+
+        GroupCoordinator.irecv_tensor_dict = receive_hidden_states
         init_device(self)
         group = get_tp_group()
         name = (
