@@ -268,6 +268,8 @@ def model_shape(name: str) -> ModelShape:
 def _digest(workload: Workload) -> str:
     content = hashlib.sha256()
     arrival_us = np.rint(1e6 * workload.arrival_s).astype(np.int64)  # recorded on clocks of different origin
-    for column in (arrival_us, workload.prompt_tokens, workload.output_tokens):
-        content.update(column.tobytes())
+    columns = (workload.output_tokens, workload.prompt_tokens, arrival_us)
+    order = np.lexsort(columns)  # clients may send what arrives at once in any order
+    for column in columns:
+        content.update(column[order].tobytes())
     return content.hexdigest()[:16]

@@ -14,6 +14,7 @@ from revati.workload.sharing import NONE, Sessions, SharedPrefixes, Sharing
 
 COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
 SHARING_COLUMNS = tuple(field.name for field in fields(Sharing))
+SENT_COLUMN = "submitted_s"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,7 +137,7 @@ class Workload:
             )
         prompt_tokens, output_tokens = lengths.draw(count, np.random.default_rng(seed))
         arrival_s = np.concatenate([self.arrival_s, np.full(count, at_s)])
-        order = np.argsort(arrival_s, kind="stable")
+        order = np.lexsort([*(table[column].to_numpy() for column in sent), arrival_s])
         return Workload(
             self.name,
             arrival_s[order],
@@ -149,7 +150,8 @@ class Workload:
         """Read a Parquet file with the columns arrival_s, prompt_tokens, output_tokens.
 
         The columns of `Sharing` are read if they are all there. Others are ignored, so the request table
-        of a run can be replayed. Rows are sorted by arrival (stable).
+        of a run can be replayed. Rows are sorted by arrival; of what arrived at once, what was sent first
+        (submitted_s, if it is there) comes first, else they stay in order.
         """
         try:
             present = pq.read_schema(path).names
@@ -163,11 +165,12 @@ class Workload:
             raise WorkloadError(
                 f"trace {path} has {', '.join(shared)}, but not all of {', '.join(SHARING_COLUMNS)}"
             )
-        table = pq.read_table(path, columns=[*COLUMNS, *shared])
-        if any(table[column].null_count for column in table.column_names):
+        sent = [SENT_COLUMN] if SENT_COLUMN in present else []
+        table = pq.read_table(path, columns=[*COLUMNS, *shared, *sent])
+        if any(table[column].null_count for column in (*COLUMNS, *shared)):
             raise WorkloadError(f"trace {path} has empty values in {', '.join(table.column_names)}")
         arrival_s = table["arrival_s"].to_numpy().astype(np.float64)
-        order = np.argsort(arrival_s, kind="stable")
+        order = np.lexsort([*(table[column].to_numpy() for column in sent), arrival_s])
 
         def sorted_column(column: str) -> npt.NDArray[np.int64]:
             return np.asarray(table[column].to_numpy().astype(np.int64)[order])
