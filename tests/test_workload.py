@@ -59,7 +59,11 @@ def test_trace_round_trip_sorts_and_ignores_other_columns(tmp_path: Path) -> Non
 
 
 def test_what_arrived_at_once_is_sent_in_the_order_of_the_trace_and_of_its_client(tmp_path: Path) -> None:
-    arrivals = {"arrival_s": [1.0, 0.0, 0.0, 0.0], "output_tokens": [1] * 4, "prompt_tokens": [10, 11, 12, 13]}
+    arrivals = {
+        "arrival_s": [1.0, 0.0, 0.0, 0.0],
+        "output_tokens": [1] * 4,
+        "prompt_tokens": [10, 11, 12, 13],
+    }
     pq.write_table(pa.table(arrivals), tmp_path / "offline.parquet")
     assert Workload.from_trace(tmp_path / "offline.parquet").prompt_tokens.tolist() == [11, 12, 13, 10]
     sent = arrivals | {"submitted_s": [0.5, 0.03, 0.01, None]}  # late arrivals stay late; one was never sent

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from revati.profile.shapes import UP_AND_DOWN
 from revati.timing.schema import TIMED
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
     from revati.profile.parts import Row
 
-# About half of a layer of Llama 2 7B at two to four ranks: two products, then their result is reduced.
-HIDDEN, INTERMEDIATE = 4096, 5504
 # More of them meet the power limit, and products with all-reduces in between do so less than those without.
 TOKENS = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 PRODUCTS = 2
@@ -81,6 +80,7 @@ def rows_of(ranks: Sequence[Sequence[Observed]]) -> list[Row]:
         for tokens, found in gaps_us.items()
     ]
     gap_us = statistics.fmean(us for found in gaps_us.values() for us in found) if gaps_us else 0.0
+    n, k = UP_AND_DOWN[0]
     for seen in by_size:
         calls = zip(*(one.durations_us for one in seen), strict=True)
         waits_us = [statistics.fmean(call) - min(call) for call in calls]
@@ -90,8 +90,8 @@ def rows_of(ranks: Sequence[Sequence[Observed]]) -> list[Row]:
             "variant": algorithm(seen[0].kernel),
             "dtype": "bfloat16",
             "m": seen[0].tokens,
-            "n": INTERMEDIATE,
-            "k": HIDDEN,
+            "n": n,
+            "k": k,
             "nbytes": seen[0].nbytes,
             "ranks": len(ranks),
         }
@@ -120,9 +120,11 @@ def _observe(
 
     up, down = (
         [0.02 * torch.randn(shape, dtype=torch.bfloat16, device="cuda") for _ in range(WEIGHTS)]
-        for shape in ((INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE))
+        for shape in UP_AND_DOWN
     )
-    inputs = [torch.randn(tokens, HIDDEN, dtype=torch.bfloat16, device="cuda") for tokens in TOKENS]
+    inputs = [
+        torch.randn(tokens, UP_AND_DOWN[0][1], dtype=torch.bfloat16, device="cuda") for tokens in TOKENS
+    ]
 
     def products(x: torch.Tensor, i: int) -> torch.Tensor:
         return F.linear(F.linear(x, up[i % WEIGHTS]), down[i % WEIGHTS])

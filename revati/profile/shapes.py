@@ -55,3 +55,7 @@ def layer_gemms(shape: RankShape) -> list[tuple[int, int]]:
 
 def lm_head_gemm(shape: RankShape) -> tuple[int, int]:
     return (shape.vocab, shape.hidden)
+
+
+# (n, k) of two products, about half of a layer of Llama 2 7B at two to four ranks, for what is between them.
+UP_AND_DOWN = ((5504, 4096), (4096, 5504))

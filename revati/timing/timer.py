@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,9 @@ from revati import paths
 from revati.timing import db
 from revati.timing.attention import AttentionModel
 from revati.timing.curve import extrapolated
-from revati.timing.estimate import FP8, AttentionUse, Estimate, RankShape, weaker
-from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN, family
-from revati.timing.gemm import GemmModel, Key, Launches, ideal_us
+from revati.timing.estimate import AttentionUse, Estimate, RankShape, weaker
+from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN
+from revati.timing.gemm import GemmModel, Key, Launches
 from revati.timing.gpu import load_limits
 from revati.timing.jitter import KINDS, NO_JITTER, Jitter, Wait
 from revati.timing.launches import Launch, LaunchModel
@@ -55,7 +54,6 @@ class KernelTimer:
         measured = db.read(db_dir, gpu)
         self.limits = limits = load_limits(paths.conf_dir() / "gpu", gpu)
         self.shape = shape
-        self.quantises = bool(db.rows(measured, ["kind"], kind="quant"))
         self._scaled_kinds = {row["kind"] for row in db.rows(measured, ["kind"], method=SCALED)}
         self._gemm = GemmModel(limits, *_gemm_points(measured))
         self._launches = LaunchModel(limits, _launches(measured))
@@ -79,8 +77,6 @@ class KernelTimer:
         num_reqs: int,
     ) -> Estimate:
         """A kernel that is no GEMM, no attention and no collective."""
-        if family(name) == "quant" and not self.quantises and (sibling := self._sibling):
-            return self._varying(self._quantisation(sibling, name, grid, block))
         blocks = math.prod(grid)
         found = self._launches.estimate(name, max(1, blocks), max(1, math.prod(block)), self.shape, num_reqs)
         return self._varying(self._as_known(found))
@@ -97,7 +93,8 @@ class KernelTimer:
         batch: int = 1,
     ) -> Estimate:
         """out[m, n] = a[m, k] @ w[n, k]^T, ``batch`` times; m is the number of tokens."""
-        one = self._product(max(1, m), max(1, n), max(1, k), dtype.removeprefix("torch."), out_dtype)
+        dtype = dtype.removeprefix("torch.")
+        one = self._gemm.estimate(max(1, m), max(1, n), max(1, k), dtype, out_dtype)
         if batch <= 1:
             return self._varying(one)
         return replace(
@@ -109,34 +106,6 @@ class KernelTimer:
             nbytes=one.nbytes * batch,
             launches=1,
         )
-
-    def _product(self, m: int, n: int, k: int, dtype: str, out_dtype: str) -> Estimate:
-        if dtype not in FP8 or self._gemm.knows(dtype) or (sibling := self._sibling) is None:
-            return self._gemm.estimate(m, n, k, dtype, out_dtype)
-        theirs = sibling._product(m, n, k, dtype, out_dtype)
-        ratio = ideal_us(self.limits, m, n, k, dtype) / ideal_us(sibling.limits, m, n, k, dtype)
-        return extrapolated(replace(theirs, duration_us=theirs.duration_us * ratio))
-
-    def _quantisation(
-        self, sibling: KernelTimer, name: str, grid: tuple[int, int, int], block: tuple[int, int, int]
-    ) -> Estimate:
-        """What a block takes alone does not depend on the GPU's bandwidth, the rest does."""
-        one, all_ = (sibling.kernel(name, blocks, block, 0, 0, 0) for blocks in ((1, 1, 1), grid))
-        ratio = sibling.limits.memory_bytes_per_us / self.limits.memory_bytes_per_us
-        duration_us = one.duration_us + max(0.0, all_.duration_us - one.duration_us) * ratio
-        return extrapolated(replace(all_, duration_us=duration_us))
-
-    @cached_property
-    def _sibling(self) -> KernelTimer | None:
-        """A GPU of the same generation whose FP8 kernels were measured: they are the same ones here."""
-        db_dir = paths.kernel_db_dir()
-        for gpu in db.known_gpus(db_dir):
-            limits = load_limits(paths.conf_dir() / "gpu", gpu)
-            if limits.compute_capability == self.limits.compute_capability:
-                timer = KernelTimer(db_dir, gpu, self.shape)
-                if timer.quantises:
-                    return timer
-        return None
 
     def collective(self, op: str, nbytes: int, ranks: int, impl: str) -> Estimate:
         """``op``: all_reduce, all_gather, …; ``impl``: nccl, [sglang_]custom_1stage or …_2stage."""

@@ -61,8 +61,8 @@ def _updates(cost_us: Array, scheduled: npt.NDArray[np.bool_]) -> tuple[Array, C
 def _workers(folder: Path, description: Mapping[str, Any], steps: int) -> dict[tuple[str, ...], Array]:
     """Costs of the workers' phases, by step; of tensor-parallel ranks the slowest one counts.
 
-    Of pipeline stages the one with the shortest execute: stages wait for the next one to take what they send,
-    and for what the one before sends, so that one of them did not wait. It sends, or takes as long to receive.
+    Of pipeline stages the one with the shortest execute: stages wait until the next one takes what they send,
+    and for what the one before sends, so one of them did not wait. It sends, or takes as long to receive.
     """
     calls = pq.read_table(folder / "workers.parquet")
     rank, tokens = np.asarray(calls["rank"]), np.asarray(calls["scheduled_tokens"])

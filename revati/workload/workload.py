@@ -137,7 +137,7 @@ class Workload:
             )
         prompt_tokens, output_tokens = lengths.draw(count, np.random.default_rng(seed))
         arrival_s = np.concatenate([self.arrival_s, np.full(count, at_s)])
-        order = np.lexsort([*(table[column].to_numpy() for column in sent), arrival_s])
+        order = np.argsort(arrival_s, kind="stable")
         return Workload(
             self.name,
             arrival_s[order],

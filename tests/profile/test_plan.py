@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from revati import paths
 from revati.profile.__main__ import main
 from revati.profile.check import Drift, attention_sample, check, drift, gemm_sample
-from revati.profile.options import Options
+from revati.profile.options import PRECISIONS, Options
 from revati.profile.plan import GAIN, Known, Unit, engines_within, ordered, show, units_of, within
 from revati.profile.shapes import COARSE_TOKENS, GEMM_TOKENS
 from revati.timing import db
@@ -70,19 +72,22 @@ def test_another_precision_is_planned_on_its_own() -> None:
         models=("llama7b",),
         tensor_parallel=(1,),
     )
-    everything_but_fp8 = Known.of(db.read(paths.kernel_db_dir(), "h100"))
+    with_fp8 = db.read(paths.kernel_db_dir(), "h100")
+    dtype, kind = (with_fp8[name].cast(pa.string()) for name in ("dtype", "kind"))
+    other = pc.and_(pc.not_equal(pc.fill_null(dtype, ""), PRECISIONS["fp8"]), pc.not_equal(kind, "quant"))
+    everything_but_fp8 = Known.of(with_fp8.filter(other))
     assert engines_within(options, everything_but_fp8) == ("fp8",)
     units = {(one.family, one.name) for one in units_of(options, everything_but_fp8)}
     assert units == {("gemm", "llama7b_tp1_fp8"), ("gemm_between", "llama7b_tp1_fp8")}
-    with_fp8 = Known.of(db.read(paths.kernel_db_dir(), "h200"))
-    assert engines_within(options, with_fp8) == ()
-    assert not [one for one in units_of(options, with_fp8) if "fp8" in one.name]
+    assert engines_within(options, Known.of(with_fp8)) == ()
+    assert not [one for one in units_of(options, Known.of(with_fp8)) if "fp8" in one.name]
 
 
 def test_the_first_pass_leaves_a_small_error_between_its_tokens() -> None:
     """On the H100's own curves, interpolated at the tokens of the second pass."""
     curves: dict[tuple[int, int], dict[int, float]] = {}
-    for row in db.rows(db.read(paths.kernel_db_dir(), "h100"), ["m", "n", "k", "median_us"], kind="gemm"):
+    measured = db.read(paths.kernel_db_dir(), "h100")
+    for row in db.rows(measured, ["m", "n", "k", "median_us"], kind="gemm", dtype=PRECISIONS["bf16"]):
         curves.setdefault((row["n"], row["k"]), {})[row["m"]] = row["median_us"]
     missed = total = 0.0
     for own in curves.values():

@@ -148,18 +148,12 @@ class TestFp8:
         assert (found.provenance, found.dtype) == ("measured", "float8_e4m3")
         assert found.duration_us < timer.gemm(256, *self.LAYER, "bfloat16", "bfloat16").duration_us
 
-    def test_a_gpu_of_the_same_generation_answers_from_them_visibly(self) -> None:
+    def test_a_gpu_of_the_same_generation_reads_weights_as_much_slower_as_its_memory_is(self) -> None:
         h200, h100 = (KernelTimer(paths.kernel_db_dir(), gpu, LLAMA7B) for gpu in ("h200", "h100"))
         theirs = h200.gemm(16, *self.LAYER, "float8_e4m3", "bfloat16")
         found = h100.gemm(16, *self.LAYER, "float8_e4m3", "bfloat16")
-        assert found.provenance == "extrapolated"
-        # Bound by memory, which is 1.43 times as fast there.
-        assert 1.3 * theirs.duration_us < found.duration_us < 1.45 * theirs.duration_us
-        norm = "triton_red_fused__to_copy_abs_clamp_cutlass_scaled_mm_div_fused_add_rms_norm_max_mul_1"
-        alone, many = (h100.kernel(norm, (x, 1, 1), (256, 1, 1), 0, x, x) for x in (1, 4096))
-        assert alone.provenance == many.provenance == "extrapolated"
-        assert alone.duration_us == h200.kernel(norm, (1, 1, 1), (256, 1, 1), 0, 1, 1).duration_us
-        assert many.duration_us > 1.3 * h200.kernel(norm, (4096, 1, 1), (256, 1, 1), 0, 1, 1).duration_us
+        assert found.provenance == "measured"
+        assert 1.2 * theirs.duration_us < found.duration_us < 1.45 * theirs.duration_us
 
     def test_what_is_quantised_with_what_tells_more_than_its_width(self) -> None:
         name = "triton_red_fused__to_copy_abs_clamp_cutlass_scaled_mm_div_max_mul_reciprocal_unsqueeze_view_0"
@@ -355,9 +349,10 @@ class TestShippedH200:
         assert long.flops == 2 * short.flops == 2.0 * 8192 * 12288 * 4096
 
     def test_gemms_stay_between_the_ceiling_and_a_tenth_of_it(self, table: pa.Table) -> None:
-        for r in db.rows(table, ["m", "n", "k", "median_us"], kind="gemm"):
+        for r in db.rows(table, ["m", "n", "k", "dtype", "median_us"], kind="gemm"):
             m, n, k = r["m"], r["n"], r["k"]
-            ideal_us = max(2 * m * n * k / 989e6, 2 * (m * k + n * k + m * n) / 4.8e6)
+            width, rate = {"bfloat16": (2, 989e6), "float8_e4m3": (1, 1979e6)}[r["dtype"]]
+            ideal_us = max(2 * m * n * k / rate, (width * (m + n) * k + 2 * m * n) / 4.8e6)
             # Small weights fit in L2, whose bandwidth the datasheet's memory rate does not bound.
             assert r["median_us"] > 0.6 * ideal_us
             assert r["median_us"] < 10 * ideal_us + 20

@@ -2,7 +2,7 @@
 
 The stages of a step run one after the other in this process, each on its own virtual core and GPU.  Here
 their messages meet: a transfer begins when both ends have come to it and ends for both at the same time.
-Before it, their hosts meet: the shapes come by a message that Gloo takes from the sender when it is asked for.
+Before it, their hosts meet: the shapes come by a message that Gloo takes from the sender when asked for it.
 """
 
 from __future__ import annotations
