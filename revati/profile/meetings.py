@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from revati.profile.shapes import UP_AND_DOWN
+from revati.profile.shapes import PAIR_TOKENS, UP_AND_DOWN
 from revati.timing.schema import TIMED
 
 if TYPE_CHECKING:
@@ -21,12 +21,6 @@ if TYPE_CHECKING:
 
     from revati.profile.parts import Row
 
-# More of them meet the power limit, and products with all-reduces in between do so less than those without.
-TOKENS = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
-PRODUCTS = 2
-WEIGHTS = 6  # taken in turn, so that they come from memory
-PER_GRAPH = 32
-ROUNDS = 3
 ALL_REDUCE = "cross_device_reduce"
 
 
@@ -70,9 +64,9 @@ def rows_of(ranks: Sequence[Sequence[Observed]]) -> list[Row]:
 
     by_size = list(zip(*ranks, strict=True))
     gaps_us = {
-        seen[0].tokens: [(one.without_us - one.busy_us) / PRODUCTS for one in seen]
+        seen[0].tokens: [(one.without_us - one.busy_us) / len(UP_AND_DOWN) for one in seen]
         for seen in by_size
-        if all(one.kernels == PRODUCTS for one in seen)
+        if all(one.kernels == len(UP_AND_DOWN) for one in seen)
     }
     rows: list[Row] = [
         {"kind": "gap", "kernel": "graph", "variant": TIMED, "num_tokens": tokens, "ranks": len(ranks)}
@@ -112,50 +106,21 @@ def algorithm(kernel: str) -> str:
 def _observe(
     call: Callable[[torch.Tensor], object], capture: Callable[[], AbstractContextManager[None]]
 ) -> list[Observed]:
-    import torch
-    import torch.nn.functional as F
-
-    from revati.profile import gaps
+    from revati.profile.graph_times import PAIRS_PER_GRAPH, REPLAYS, Pairs, pair_times_us, traced
     from revati.profile.recorder import RecordingError
 
-    up, down = (
-        [0.02 * torch.randn(shape, dtype=torch.bfloat16, device="cuda") for _ in range(WEIGHTS)]
-        for shape in UP_AND_DOWN
-    )
-    inputs = [
-        torch.randn(tokens, UP_AND_DOWN[0][1], dtype=torch.bfloat16, device="cuda") for tokens in TOKENS
-    ]
-
-    def products(x: torch.Tensor, i: int) -> torch.Tensor:
-        return F.linear(F.linear(x, up[i % WEIGHTS]), down[i % WEIGHTS])
-
-    def reduced(x: torch.Tensor, i: int) -> object:
-        return call(products(x, i))
-
-    def graph_of(run: Callable[[torch.Tensor, int], object], x: torch.Tensor) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            for i in range(PER_GRAPH):
-                run(x, i)
-        return graph
-
-    products(inputs[0], 0)
+    pairs = Pairs()
     with capture():
-        reducing = [graph_of(reduced, x) for x in inputs]
-    plain = [graph_of(products, x) for x in inputs]
-    with_us: list[list[float]] = [[] for _ in TOKENS]
-    without_us: list[list[float]] = [[] for _ in TOKENS]
-    for _ in range(ROUNDS):
-        for graphs, times_us in ((reducing, with_us), (plain, without_us)):
-            for graph, found in zip(graphs, times_us, strict=True):
-                found.append(gaps.replay_us(graph) / PER_GRAPH)
+        reducing = pairs.graphs(then=call)
+    plain = pairs.graphs()
+    with_us, without_us = pair_times_us(reducing, plain)
 
     seen = []
-    for i, (tokens, x) in enumerate(zip(TOKENS, inputs, strict=True)):
+    for i, (tokens, x) in enumerate(zip(PAIR_TOKENS, pairs.inputs, strict=True)):
         # The first of a replay waits for the rank that launched last.
-        reductions = [event for event in gaps.traced(reducing[i]) if ALL_REDUCE in event.name]
-        kernels = gaps.traced(plain[i])
-        if len(reductions) != PER_GRAPH * gaps.REPLAYS or len(kernels) % len(reductions):
+        reductions = [event for event in traced(reducing[i]) if ALL_REDUCE in event.name]
+        kernels = traced(plain[i])
+        if len(reductions) != PAIRS_PER_GRAPH * REPLAYS or len(kernels) % len(reductions):
             raise RecordingError(
                 f"{tokens} tokens: {len(reductions)} all-reduces, {len(kernels)} kernels of products"
             )
@@ -168,7 +133,7 @@ def _observe(
                 sum(event.duration_us for event in kernels) / len(reductions),
                 len(kernels) // len(reductions),
                 reductions[0].name,
-                [event.duration_us for j, event in enumerate(reductions) if j % PER_GRAPH],
+                [event.duration_us for j, event in enumerate(reductions) if j % PAIRS_PER_GRAPH],
             )
         )
     return seen

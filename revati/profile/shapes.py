@@ -59,3 +59,5 @@ def lm_head_gemm(shape: RankShape) -> tuple[int, int]:
 
 # (n, k) of two products, about half of a layer of Llama 2 7B at two to four ranks, for what is between them.
 UP_AND_DOWN = ((5504, 4096), (4096, 5504))
+# More tokens meet the power limit, and products with all-reduces in between do so less than those without.
+PAIR_TOKENS = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
