@@ -1,7 +1,7 @@
 """CUDA graphs of products as decode steps have them, timed as a whole and kernel by kernel.
 
-In a process that has one or two graphs, kernels follow each other 0.2 µs faster than in one of many, as an engine
-is. So all are captured before any is timed.
+In a process that has one or two graphs, kernels follow each other 0.2 µs faster than in one of many, as an
+engine is. So all are captured before any is timed.
 """
 
 from __future__ import annotations
