@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -92,7 +93,9 @@ def main() -> int:
         print(f"revati.run: {error}", file=sys.stderr)
         return 2
     try:
-        return run_commands(arguments.commands, arguments.emulation, environment)
+        with tempfile.TemporaryDirectory(prefix="revati-") as folder:
+            environment.setdefault("VLLM_RPC_BASE_PATH", folder)  # takes what a killed server leaves
+            return run_commands(arguments.commands, arguments.emulation, environment)
     except Failure as failure:
         print(f"revati.run: {failure}", file=sys.stderr)
         return 1

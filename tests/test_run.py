@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from revati.run import parse
@@ -33,3 +37,12 @@ def test_settings_and_commands() -> None:
 def test_errors_name_what_is_accepted(words: list[str], hint: str) -> None:
     with pytest.raises(ValueError, match=hint):
         parse(words)
+
+
+def test_sockets_of_a_server_that_is_killed_go_with_the_run() -> None:
+    server = "touch $VLLM_RPC_BASE_PATH/socket; echo $VLLM_RPC_BASE_PATH; kill -9 $$"
+    words = [sys.executable, "-m", "revati.run", "mode=free", "--", "sh", "-c", server]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    folder = Path(run.stdout.strip())
+    assert folder.is_absolute()
+    assert not folder.exists()
