@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from revati.validate.phase_costs import Array, Counts, PhaseCosts
 from revati.validate.steps import graph_settings, step_kinds
 
+LONG_PREFILL_TOKENS = 2048  # take the GPU longer than the host
+
 
 def read(folder: Path, description: Mapping[str, Any]) -> list[PhaseCosts]:
     """All phases that a run's logs tell: steps.parquet, and workers.parquet of workers in own processes.
@@ -28,26 +30,36 @@ def read(folder: Path, description: Mapping[str, Any]) -> list[PhaseCosts]:
     scheduled = columns["scheduled_tokens"] > 0
     requests, prefills = columns["scheduled_requests"], columns["prefill_requests"]
     tokens = columns["scheduled_tokens"]
+    launched = scheduled & ~_behind_long_prefills(tokens, prefills)
+    handed = scheduled if remote else launched
     largest_graph, eager = graph_settings(description)
     kind = step_kinds(log, eager=eager, largest_graph=largest_graph)
     shape = requests, tokens - (requests - prefills), prefills
     us = {name: 1e6 * times for name, times in columns.items() if name.endswith("_s")}
-    core: dict[tuple[str, ...], Array] = {
-        ("schedule",): us["schedule_end_s"] - us["schedule_begin_s"],
-        ("dispatch" if remote else "execute",): us["execute_end_s"] - us["execute_begin_s"],
-        ("dispatch_sample" if remote else "sample",): us["sample_end_s"] - us["execute_end_s"],
+    core: dict[tuple[str, ...], tuple[Array, npt.NDArray[np.bool_]]] = {
+        ("schedule",): (us["schedule_end_s"] - us["schedule_begin_s"], scheduled),
+        ("dispatch" if remote else "execute",): (us["execute_end_s"] - us["execute_begin_s"], handed),
+        ("dispatch_sample" if remote else "sample",): (us["sample_end_s"] - us["execute_end_s"], handed),
     }
-    found = [one for phases, cost in core.items() for one in _by_kind(phases, kind, cost, scheduled, shape)]
+    found = [one for phases, (cost, of) in core.items() for one in _by_kind(phases, kind, cost, of, shape)]
     update, updated = _updates(us["update_end_s"] - us["update_begin_s"], scheduled)
     of_updated = tuple(counts[updated] for counts in shape)
     found += _by_kind(("update",), kind[updated], update, np.ones(len(updated), np.bool_), of_updated)
     if remote:
         steps = np.flatnonzero(scheduled)
         calls = _workers(folder, description, len(steps))
-        every = np.ones(len(steps), np.bool_)
+        of_steps = tuple(counts[steps] for counts in shape)
         for phases, cost in calls.items():
-            found += _by_kind(phases, kind[steps], cost, every, tuple(counts[steps] for counts in shape))
+            found += _by_kind(phases, kind[steps], cost, launched[steps], of_steps)
     return found
+
+
+def _behind_long_prefills(tokens: Counts, prefills: Counts) -> npt.NDArray[np.bool_]:
+    """Prefills whose launches wait for room in the GPU's queue, not only for the host."""
+    steps = np.flatnonzero(tokens)
+    behind = np.zeros(len(tokens), np.bool_)
+    behind[steps[1:]] = tokens[steps[:-1]] > LONG_PREFILL_TOKENS
+    return behind & (prefills > 0)
 
 
 def _updates(cost_us: Array, scheduled: npt.NDArray[np.bool_]) -> tuple[Array, Counts]:
