@@ -1,0 +1,40 @@
+"""What a step log says of a host."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from revati.validate import host_log
+
+from .conftest import AddRun
+from .step_logs import write_log
+
+LAUNCHING_S, WAITING_S = 0.02, 0.1
+
+
+def test_prefills_behind_a_long_one_say_nothing_of_launching(add_run: AddRun) -> None:
+    """Four at once, as in a burst, the last one short; then one by one among decodes, a short one behind."""
+    folder = add_run("saturated")
+    write_log(folder, slowdown=1.0)
+    log = pq.read_table(folder / "steps.parquet")
+    tokens, prefills = (log[name].to_numpy().copy() for name in ("scheduled_tokens", "prefill_requests"))
+    execute_s = (log["execute_end_s"].to_numpy() - log["execute_begin_s"].to_numpy()).copy()
+    alone, waiting = [0, 20, 40, 60, 61], [1, 2, 3]
+    tokens[[0, 1, 2, 40]], tokens[[3, 20, 60, 61]] = 8192, 700
+    prefills[alone + waiting] = 1
+    execute_s[alone], execute_s[waiting] = LAUNCHING_S, WAITING_S
+    columns = {"scheduled_tokens": tokens, "prefill_requests": prefills}
+    columns["execute_end_s"] = log["execute_begin_s"].to_numpy() + execute_s
+    for name, values in columns.items():
+        log = log.set_column(log.column_names.index(name), name, pa.array(values))
+    pq.write_table(log, folder / "steps.parquet")
+    costs = host_log.read(folder, json.loads((folder / "run.json").read_text()))
+    (execute,) = [one for one in costs if (one.phases, one.kind) == (("execute",), "compiled")]
+    assert np.allclose(execute.cost_us, 1e6 * LAUNCHING_S)
+    assert len(execute.cost_us) == len(alone)
+    (schedule,) = [one for one in costs if (one.phases, one.kind) == (("schedule",), "compiled")]
+    assert len(schedule.cost_us) == len(alone + waiting)
