@@ -129,10 +129,6 @@ class GemmModel:
             dtype: [key for key in self._curves if key[2] == dtype] for dtype in {k[2] for k in self._curves}
         }
 
-    def knows(self, dtype: str) -> bool:
-        """Whether products of such operands were measured."""
-        return dtype in self._shapes
-
     def estimate(self, m: int, n: int, k: int, dtype: str, out_dtype: str) -> Estimate:
         """At the GPU's full clock."""
         dtype = dtype.removeprefix("torch.")

@@ -23,7 +23,6 @@ class GpuLimits:
     """Datasheet rates: bytes/µs and FLOP/µs are what the roofline divides by."""
 
     name: str
-    compute_capability: str
     sm_count: int
     memory_bytes_per_us: float
     bf16_flop_per_us: float
@@ -58,7 +57,6 @@ def load_limits(conf_gpu_dir: Path, gpu: str) -> GpuLimits:
     fields = yaml.safe_load(path.read_text())
     return GpuLimits(
         name=str(fields["name"]),
-        compute_capability=str(fields["compute_capability"]),
         sm_count=int(fields["sm_count"]),
         memory_bytes_per_us=float(fields["memory_bandwidth_gb_s"]) * 1e3,
         bf16_flop_per_us=float(fields["bf16_tflops"]) * 1e6,

@@ -93,7 +93,6 @@ class KernelTimer:
         batch: int = 1,
     ) -> Estimate:
         """out[m, n] = a[m, k] @ w[n, k]^T, ``batch`` times; m is the number of tokens."""
-        dtype = dtype.removeprefix("torch.")
         one = self._gemm.estimate(max(1, m), max(1, n), max(1, k), dtype, out_dtype)
         if batch <= 1:
             return self._varying(one)
