@@ -7,10 +7,9 @@ from itertools import pairwise
 import torch
 
 from revati.profile.graph_times import PAIRS_PER_GRAPH, REPLAYS, Pairs, pair_times_us, traced
-from revati.profile.parts import Row, summary
+from revati.profile.parts import Row, summary, timed_gap
 from revati.profile.recorder import record
 from revati.profile.shapes import PAIR_TOKENS, UP_AND_DOWN
-from revati.timing.schema import TIMED
 
 
 def measure() -> list[Row]:
@@ -31,9 +30,7 @@ def _graph_gaps() -> list[Row]:
         pairs = PAIRS_PER_GRAPH * REPLAYS
         if len(kernels) == len(UP_AND_DOWN) * pairs:
             busy_us = sum(event.duration_us for event in kernels) / pairs
-            common = {"kind": "gap", "kernel": "graph", "variant": TIMED, "num_tokens": tokens}
-            gaps_us = [(one_us - busy_us) / len(UP_AND_DOWN) for one_us in took_us]
-            rows.append(common | {"method": "events"} | summary(gaps_us))
+            rows.append(timed_gap(tokens, [(one_us - busy_us) / len(UP_AND_DOWN) for one_us in took_us]))
     return rows
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from revati.profile.shapes import PAIR_TOKENS, UP_AND_DOWN
-from revati.timing.schema import TIMED
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +59,7 @@ def rows_of(ranks: Sequence[Sequence[Observed]]) -> list[Row]:
     takes longer by an all-reduce, without a gap and the wait for the last rank; `wait` how long ranks wait
     for it in the mean. The last one's kernel is the shortest.
     """
-    from revati.profile.parts import summary
+    from revati.profile.parts import summary, timed_gap
 
     by_size = list(zip(*ranks, strict=True))
     gaps_us = {
@@ -68,11 +67,7 @@ def rows_of(ranks: Sequence[Sequence[Observed]]) -> list[Row]:
         for seen in by_size
         if all(one.kernels == len(UP_AND_DOWN) for one in seen)
     }
-    rows: list[Row] = [
-        {"kind": "gap", "kernel": "graph", "variant": TIMED, "num_tokens": tokens, "ranks": len(ranks)}
-        | {"method": "events", **summary(found)}
-        for tokens, found in gaps_us.items()
-    ]
+    rows = [timed_gap(tokens, found) | {"ranks": len(ranks)} for tokens, found in gaps_us.items()]
     gap_us = statistics.fmean(us for found in gaps_us.values() for us in found) if gaps_us else 0.0
     n, k = UP_AND_DOWN[0]
     for seen in by_size:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from revati.profile.gpu_state import query_gpu
 from revati.timing import db
-from revati.timing.schema import rows_to_table
+from revati.timing.schema import TIMED, rows_to_table
 
 Row = dict[str, Any]
 
@@ -31,6 +31,12 @@ def summary(durations_us: list[float]) -> Row:
         "p10_us": ordered[round(0.1 * last)],
         "p90_us": ordered[round(0.9 * last)],
     }
+
+
+def timed_gap(tokens: int, gaps_us: list[float]) -> Row:
+    """A row of the gaps between the kernels of a graph that was timed as a whole."""
+    common = {"kind": "gap", "kernel": "graph", "variant": TIMED, "num_tokens": tokens, "method": "events"}
+    return common | summary(gaps_us)
 
 
 def libraries() -> str:

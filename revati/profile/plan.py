@@ -170,8 +170,7 @@ def units_of(options: Options, known: Known) -> list[Unit]:
             shape, weight = rank_shape(model, tp), POPULARITY[model] / tp
             for precision in options.precisions if "gemm" in options.families else ():
                 dtype, suffix = PRECISIONS[precision], "" if precision == "bf16" else f"_{precision}"
-                tokens = LAYER_TOKENS[precision]
-                shapes = [(s, tokens) for s in layer_gemms(shape) if once("gemm", dtype, *s)]
+                shapes = [(s, LAYER_TOKENS[precision]) for s in layer_gemms(shape) if once("gemm", dtype, *s)]
                 head = lm_head_gemm(shape)  # which vLLM leaves in bf16
                 if precision == "bf16" and once("gemm", dtype, *head):
                     shapes.append((head, LM_HEAD_TOKENS))
