@@ -26,8 +26,10 @@ COARSE_TOKENS = (
     *(640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096, 5120, 6144, 8192, 12288, 16384),
 )
 LM_HEAD_TOKENS = tuple(m for m in GEMM_TOKENS if m <= 1024)
-# vLLM's FP8 products change their tiles at sizes of their own, most of them between 256 and 1024 tokens.
-FP8_TOKENS = tuple(sorted({*GEMM_TOKENS, *range(264, 513, 16), *range(528, 1025, 32)}))
+# vLLM's FP8 products change their tiles at sizes of their own, most of them between 256 and 2048 tokens.
+FP8_TOKENS = tuple(
+    sorted({*GEMM_TOKENS, *range(264, 513, 16), *range(528, 1025, 32), *range(1056, 2049, 64)})
+)
 LAYER_TOKENS = {"bf16": GEMM_TOKENS, "fp8": FP8_TOKENS}  # by precision
 
 
