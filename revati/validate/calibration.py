@@ -1,15 +1,16 @@
-"""The host table of a case's machine, calibrated on other runs of the same engine.
+"""The host table of a case's machine, calibrated on its other runs.
 
 Machines of one model differ in speed, and so do an engine's processes on one machine: by the cores that they
 landed on and by what runs beside them.  A calibration of a minute tells; here the step logs of what else the
-same engine served stand for it.  The case itself is left out, and no latency is looked at.
+same engine served stand for it, and of what these do not show, those of engines like it on the same machine.
+The case itself is left out, and no latency is looked at.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -23,14 +24,15 @@ from numpy.typing import NDArray
 from revati.profile.sglang_pipeline_fit import TooFewTurnsError, pipeline_phases
 from revati.validate import host_log, turns
 from revati.validate.phase_costs import PhaseCosts
-from revati.validate.runs import CalibratedHost, Case, model_shape
+from revati.validate.runs import CalibratedHost, Case, Manifest, model_shape
 from revati.virtual_time.host import WORKER_PHASES
 from revati.virtual_time.host_table import HostTable, base_of, name_for
 from revati.virtual_time.spread import QUANTILES, factors
 
 LEAST_STEPS = 20
 LEAST_RUN_STEPS = 200  # fewer long steps tell nothing of a host that is busy with short ones
-BLOCKED = 2.0  # a step that takes so many times as long as its like waited for something
+BLOCKED = 2.0  # a step that takes so many times as long as its like waited for something,
+UNBLOCKED = "full"  # but for steps of one graph, whose host waits for nobody: it stalled
 # Phases that every engine's core runs itself, by which the phases that no log shows are scaled.
 COMMON = ("schedule", "update")
 # Another process's, and what it does besides.
@@ -63,7 +65,7 @@ class Calibration:
 
 
 def calibrated(case: Case, default: str, out: Path) -> CalibratedHost | None:
-    """Write a case's host table into a folder; None where no other run of its engine has a step log.
+    """Write a case's host table into a folder; None where no other run of its machine has a step log.
 
     Pipeline stages of SGLang are calibrated on the own log of the case: their host changes from run to run.
     Where that is too short to tell all costs, it is joined by the others of the same engine processes.
@@ -74,8 +76,8 @@ def calibrated(case: Case, default: str, out: Path) -> CalibratedHost | None:
     base = base_of(name_for(case.host or default, case.description["engine"]))
     if case.description["engine"] == "sglang" and case.description["pipeline_parallel_size"] > 1:
         return _with_own_stages(case, base, out)
-    runs = others(case)
-    found = calibrate(runs, base) if runs else None
+    runs, beside = others(case), neighbours(case)
+    found = calibrate(runs, base, beside) if runs or beside else None
     if found is None:
         return None
     return CalibratedHost(found.write(out / f"{case.name}.yaml"), found.base, found.runs)
@@ -110,47 +112,105 @@ def others(case: Case) -> list[Path]:
     ]
 
 
+def neighbours(case: Case) -> list[Path]:
+    """Runs with a long step log of other engines on the case's machine, parallel in the same ways."""
+    if case.machine is None or case.description["engine"] != "vllm":
+        return []
+    folder = case.runs[0].folder.parent
+    manifest = Manifest.read(folder)
+    own = {run.name for run in case.runs} | {run.name for run in others(case)}
+    found = []
+    for run in sorted(path.parent for path in folder.glob("*/steps.parquet")):
+        if run.name in own or manifest.machine_of(run.name) != case.machine or not has_long_log(run):
+            continue
+        if _layout(_describe(run)) == _layout(case.description):
+            found.append(run)
+    return found
+
+
+def _layout(description: Mapping[str, Any]) -> tuple[object, ...]:
+    sizes = (int(description[f"{kind}_parallel_size"]) > 1 for kind in ("tensor", "pipeline"))
+    return description["engine"], *sizes
+
+
 def has_long_log(run: Path) -> bool:
     """Whether a run's step log tells enough of its host."""
     log = run / "steps.parquet"
     return log.is_file() and pq.read_metadata(log).num_rows >= LEAST_RUN_STEPS
 
 
-def calibrate(runs: Sequence[Path], base: str) -> Calibration | None:
+def calibrate(runs: Sequence[Path], base: str, beside: Sequence[Path] = ()) -> Calibration | None:
     """Compare runs of one engine with a host table; None if their logs tell too little.
 
     Args:
         base: a table of conf/host, compared at slowdown 1.
+        beside: runs of other engines on the same machine: what the engine's own do not show costs more or
+            less than there as what both show does.
     """
     table = HostTable.load(base, slowdown=1.0)
-    ratios: dict[tuple[str, str], list[tuple[float, float]]] = {}  # (measured, by the table) in µs
+    own, there = _compared(runs, table), _compared(beside, table)
+    common = [shown for (phase, _), shown in (own or there).items() if phase in COMMON]
+    if not common:
+        return None
+    by_phase: dict[str, dict[str, float]] = {}
+    spread: dict[str, dict[str, Sequence[float]]] = {}
+    for phase in sorted({phase for phase, _ in (*own, *there)}):
+        mine, theirs = _of(own, phase), _of(there, phase)
+        relative = _relative(mine, theirs) or _relative(own, there) or 1.0
+        slowdowns = {kind: round(relative * shown.slowdown, 4) for kind, shown in theirs.items()}
+        slowdowns |= {kind: shown.slowdown for kind, shown in mine.items()}
+        # Kinds that no log shows are as slow as those shown.
+        usual = _mean(mine.values()) if mine else relative * _mean(theirs.values())
+        by_phase[phase] = dict(sorted(slowdowns.items())) | {"any": round(usual, 4)}
+        spread[phase] = {kind: shown.spread for kind, shown in sorted((theirs | mine).items())}
+    if FRONTEND in by_phase:
+        by_phase[OF_FRONTEND] = dict(by_phase[FRONTEND])
+    names = tuple(run.name for run in (*runs, *beside))
+    return Calibration(base, names, round(_mean(common), 4), by_phase, spread)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What logs tell of a phase in one kind of steps."""
+
+    slowdown: float
+    spread: Sequence[float]
+    steps: int
+
+
+Key = tuple[str, str]  # phase, kind
+
+
+def _compared(runs: Sequence[Path], table: HostTable) -> dict[Key, _Shown]:
+    """What the logs of runs show often enough, against a table."""
+    ratios: dict[Key, list[tuple[float, float]]] = {}  # (measured, by the table) in µs
     for run in runs:
         description = _describe(run)
         for costs in _logged(run, description):
             for phase in costs.phases:
                 ratios.setdefault((phase, costs.kind), []).extend(_pairs(costs, table, description))
-    by_phase: dict[str, dict[str, float]] = {}
-    spread: dict[str, dict[str, Sequence[float]]] = {}
-    steps: dict[str, list[tuple[float, int]]] = {}  # by phase: slowdown and number of each kind's
-    for (phase, kind), pairs in sorted(ratios.items()):
-        if len(pairs) >= LEAST_STEPS:
-            slowdown, quantiles = _compare(np.array(pairs))
-            by_phase.setdefault(phase, {})[kind] = slowdown
-            spread.setdefault(phase, {})[kind] = quantiles
-            steps.setdefault(phase, []).append((slowdown, len(pairs)))
-    common = [one for phase in COMMON for one in steps.get(phase, [])]
-    if not common:
-        return None
-    for phase, known in steps.items():  # kinds that no log shows are as slow as those shown
-        by_phase[phase].setdefault("any", _mean(known))
-    if FRONTEND in by_phase:
-        by_phase[OF_FRONTEND] = dict(by_phase[FRONTEND])
-    return Calibration(base, tuple(run.name for run in runs), _mean(common), by_phase, spread)
+    return {
+        (phase, kind): _Shown(*_compare(np.array(pairs), kind == UNBLOCKED), len(pairs))
+        for (phase, kind), pairs in ratios.items()
+        if len(pairs) >= LEAST_STEPS
+    }
 
 
-def _mean(slowdowns: Sequence[tuple[float, int]]) -> float:
-    """Of slowdowns and the number of steps that each is from."""
-    return round(sum(one * steps for one, steps in slowdowns) / sum(steps for _, steps in slowdowns), 4)
+def _of(shown: Mapping[Key, _Shown], phase: str) -> dict[str, _Shown]:
+    return {kind: one for (name, kind), one in shown.items() if name == phase}
+
+
+def _relative(own: Mapping[Any, _Shown], there: Mapping[Any, _Shown]) -> float:
+    """How much slower an engine is than others in what both show, weighted by its steps; 0 if nothing."""
+    both = own.keys() & there.keys()
+    elsewhere = sum(own[key].steps * there[key].slowdown for key in both)
+    return sum(own[key].steps * own[key].slowdown for key in both) / elsewhere if both else 0.0
+
+
+def _mean(shown: Iterable[_Shown]) -> float:
+    """Weighted by the number of steps."""
+    known = list(shown)
+    return sum(one.slowdown * one.steps for one in known) / sum(one.steps for one in known)
 
 
 def _write(content: Mapping[str, Any], path: Path) -> Path:
@@ -182,15 +242,24 @@ def _pairs(costs: PhaseCosts, table: HostTable, description: Mapping[str, Any]) 
     return list(zip(costs.cost_us.tolist(), expected, strict=True))
 
 
-def _compare(pairs: NDArray[np.float64]) -> tuple[float, list[float]]:
-    """Slowdown and spread of a phase, which together have the measured mean."""
+def _compare(pairs: NDArray[np.float64], unblocked: bool) -> tuple[float, list[float]]:
+    """Slowdown and spread of a phase, which together have the measured mean.
+
+    Args:
+        unblocked: what takes much longer than its like is the host's own time.
+    """
     measured, expected = pairs.T
     ratio = measured / expected
     usual = ratio <= BLOCKED * np.median(ratio)
     relative = np.quantile(ratio[usual], QUANTILES) / np.median(ratio[usual])
-    quantiles = [round(float(value), 3) for value in relative]
-    slowdown = float(measured[usual].sum() / expected[usual].sum())
-    return round(slowdown / fmean(factors(quantiles)), 4), quantiles
+    spread = [round(float(value), 3) for value in relative]
+    counted = usual
+    if unblocked and not usual.all():
+        stall = float(ratio[~usual].mean() / np.median(ratio[usual]))
+        spread += [round(1.0 - float(usual.mean()), 4), round(stall, 3)]
+        counted = np.ones_like(usual)
+    slowdown = float(measured[counted].sum() / expected[counted].sum())
+    return round(slowdown / fmean(factors(spread)), 4), spread
 
 
 def engine_of(description: Mapping[str, Any]) -> str:

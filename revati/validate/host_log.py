@@ -30,7 +30,7 @@ def read(folder: Path, description: Mapping[str, Any]) -> list[PhaseCosts]:
     scheduled = columns["scheduled_tokens"] > 0
     requests, prefills = columns["scheduled_requests"], columns["prefill_requests"]
     tokens = columns["scheduled_tokens"]
-    launched = scheduled & ~_behind_long_prefills(tokens, prefills)
+    launched = scheduled & ~_behind_long_prefills(tokens)
     handed = scheduled if remote else launched
     largest_graph, eager = graph_settings(description)
     kind = step_kinds(log, eager=eager, largest_graph=largest_graph)
@@ -54,12 +54,12 @@ def read(folder: Path, description: Mapping[str, Any]) -> list[PhaseCosts]:
     return found
 
 
-def _behind_long_prefills(tokens: Counts, prefills: Counts) -> npt.NDArray[np.bool_]:
-    """Prefills whose launches wait for room in the GPU's queue, not only for the host."""
+def _behind_long_prefills(tokens: Counts) -> npt.NDArray[np.bool_]:
+    """Steps whose launches may wait for room in the GPU's queue, not only for the host."""
     steps = np.flatnonzero(tokens)
     behind = np.zeros(len(tokens), np.bool_)
     behind[steps[1:]] = tokens[steps[:-1]] > LONG_PREFILL_TOKENS
-    return behind & (prefills > 0)
+    return behind
 
 
 def _updates(cost_us: Array, scheduled: npt.NDArray[np.bool_]) -> tuple[Array, Counts]:

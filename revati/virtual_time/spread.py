@@ -12,20 +12,22 @@ QUANTILES = (0.1, 0.5, 0.9)  # by which host tables describe a spread
 Factors = tuple[float, ...]
 
 
-def factors(quantiles: Sequence[float], positive: bool = True) -> Factors:
+def factors(spread: Sequence[float], positive: bool = True) -> Factors:
     """`PLACES` equally probable factors on what a table says, ascending.
 
     Args:
-        quantiles: the `QUANTILES` of a cost relative to the table; a normal distribution with a width of its
-            own on each side of the median is laid through them.
+        spread: the `QUANTILES` of a cost relative to the table; a normal distribution with a width of its own
+            on each side of the median is laid through them. Of a host that stalls two more numbers: which
+            share of the times it does, and what such a time costs in the mean, relative to the table.
         positive: costs cannot fall below a share of the median.
     """
-    low, middle, high = quantiles
+    low, middle, high, *stalls = spread
+    stalled = round(stalls[0] * PLACES) if stalls else 0
     normal = NormalDist()
     at_90 = normal.inv_cdf(QUANTILES[-1])
     drawn = []
-    for place in range(PLACES):
-        z = normal.inv_cdf((place + 0.5) / PLACES) / at_90
+    for place in range(PLACES - stalled):
+        z = normal.inv_cdf((place + 0.5) / (PLACES - stalled)) / at_90
         value = middle + z * ((high - middle) if z > 0 else (middle - low))
         drawn.append(max(value, LEAST_FACTOR * middle) if positive else value)
-    return tuple(drawn)
+    return (*drawn, *[stalls[1]] * stalled) if stalled else tuple(drawn)

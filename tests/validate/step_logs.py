@@ -14,12 +14,18 @@ TABLE = HostTable.load("h200_xeon", slowdown=1.0)
 
 
 def write_log(
-    folder: Path, slowdown: float, count: int = 240, execute_slowdown: float | None = None, kind: str = "full"
+    folder: Path,
+    slowdown: float,
+    count: int = 240,
+    execute_slowdown: float | None = None,
+    kind: str = "full",
+    stall: float = 1.0,
 ) -> None:
     """Decode steps of 1 to 16 requests, each phase `slowdown` times as long as the table says.
 
     Args:
         kind: how the model runs by the run's description: full, or eager.
+        stall: how many times as long every tenth step's execute takes.
     """
     rows = []
     for step in range(count):
@@ -31,7 +37,7 @@ def write_log(
         )
         execute *= (execute_slowdown or slowdown) / slowdown
         if step % 10 == 9:
-            execute *= 50  # a full launch queue: no cost of this host
+            execute *= stall
         begin = step * STEP_S
         update_begin = begin + 0.8 * STEP_S if step else float("nan")
         rows.append(

@@ -39,6 +39,72 @@ def test_a_case_is_calibrated_on_the_other_runs_of_its_engine(
     assert 1.2 < ratio < 1.35
 
 
+def test_a_host_that_stalls_does_so_in_its_table(measured: Path, add_run: AddRun, tmp_path: Path) -> None:
+    add_run("own", engine_start_s=1.0)
+    write_log(add_run("other", engine_start_s=1.0), slowdown=1.3, stall=5.0)
+    case = next(case for case in read_cases([measured]) if case.name == "own")
+    found = calibrated(case, "h200_xeon", tmp_path)
+    assert found is not None
+    table = HostTable.load(str(found.path))
+    factors = table.spread["execute", "full"]
+    usual_us = 1.3 * TABLE.phase_us("execute", "full", 8, num_layers=32)
+    stalled = [one for one in factors if one > 2.0]
+    assert len(stalled) / len(factors) == pytest.approx(0.1, abs=0.01)
+    assert fmean(factors) * table.phase_us("execute", "full", 8, num_layers=32) == pytest.approx(
+        1.4 * usual_us, rel=1e-2
+    )
+    assert max(table.spread["update", "full"]) < 2.0
+
+
+def test_what_waits_for_the_gpu_is_no_stall(measured: Path, add_run: AddRun, tmp_path: Path) -> None:
+    add_run("own", engine_start_s=1.0, engine_args={"enforce_eager": True})
+    arguments = {"engine_start_s": 1.0, "engine_args": {"enforce_eager": True}}
+    write_log(add_run("other", **arguments), slowdown=1.3, kind="eager", stall=50.0)
+    case = next(case for case in read_cases([measured]) if case.name == "own")
+    found = calibrated(case, "h200_xeon", tmp_path)
+    assert found is not None
+    table = HostTable.load(str(found.path))
+    mean = fmean(table.spread["execute", "eager"]) * table.phase_us("execute", "eager", 8, num_layers=32)
+    assert mean == pytest.approx(1.3 * TABLE.phase_us("execute", "eager", 8, num_layers=32), rel=1e-3)
+
+
+def test_what_an_engines_runs_do_not_show_is_known_from_its_neighbours(
+    measured: Path, add_run: AddRun, tmp_path: Path
+) -> None:
+    add_run("own", engine_start_s=1.0)
+    write_log(add_run("other", engine_start_s=1.0), slowdown=1.5, execute_slowdown=3.0)
+    beside = {"engine_start_s": 2.0, "engine_args": {"enforce_eager": True}}
+    write_log(add_run("beside", **beside), slowdown=1.0, kind="eager")
+    write_log(add_run("elsewhere", **beside), slowdown=7.0, kind="eager")
+    (measured / "manifest.yaml").write_text("machine: {elsewhere: far, '*': here}\n")
+    case = next(case for case in read_cases([measured]) if case.name == "own")
+    found = calibrated(case, "h200_xeon", tmp_path)
+    assert found is not None
+    assert list(found.runs) == ["other", "beside"]
+    table = HostTable.load(str(found.path))
+
+    def slowdown(phase: str, kind: str) -> float:
+        mean = fmean(table.spread[phase, kind]) * table.phase_us(phase, kind, 8, num_layers=32)
+        return mean / TABLE.phase_us(phase, kind, 8, num_layers=32)
+
+    assert slowdown("execute", "full") == pytest.approx(3.0, rel=1e-2)
+    assert slowdown("execute", "eager") == pytest.approx(1.0, rel=1e-2)  # nothing says how they compare
+
+
+def test_an_engine_without_other_runs_is_as_slow_as_its_neighbours(
+    measured: Path, add_run: AddRun, tmp_path: Path
+) -> None:
+    write_log(add_run("own", engine_start_s=1.0), slowdown=9.0)
+    write_log(add_run("beside", engine_start_s=2.0), slowdown=1.3)
+    (measured / "manifest.yaml").write_text("machine: {'*': here}\n")
+    case = next(case for case in read_cases([measured]) if case.name == "own")
+    found = calibrated(case, "h200_xeon", tmp_path)
+    assert found is not None
+    table = HostTable.load(str(found.path))
+    mean = fmean(table.spread["execute", "full"]) * table.phase_us("execute", "full", 8, num_layers=32)
+    assert mean == pytest.approx(1.3 * TABLE.phase_us("execute", "full", 8, num_layers=32), rel=1e-3)
+
+
 def test_kinds_that_no_log_shows_are_as_slow_as_the_phase(
     measured: Path, add_run: AddRun, tmp_path: Path
 ) -> None:
