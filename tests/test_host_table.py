@@ -210,6 +210,15 @@ def test_draws_lie_between_the_quantiles_that_they_are_made_of() -> None:
     assert min(factors([-1.3, 1.0, 3.3], positive=False)) < -1.3
 
 
+def test_a_host_stalls_in_its_share_of_the_draws() -> None:
+    drawn = np.array(factors([0.8, 1.0, 1.6, 0.05, 4.0]))
+    assert len(drawn) == len(factors([0.8, 1.0, 1.6]))
+    assert np.mean(drawn == 4.0) == pytest.approx(0.05, abs=1 / len(drawn))
+    usual = drawn[drawn < 4.0]
+    assert np.quantile(usual, [0.1, 0.5, 0.9]) == pytest.approx([0.8, 1.0, 1.6], abs=0.02)
+    assert factors([0.8, 1.0, 1.6, 0.001, 4.0]) == factors([0.8, 1.0, 1.6])
+
+
 def test_a_seed_draws_the_same_costs_again() -> None:
     def costs(seed: int | None) -> list[int | None]:
         host = TableHost(HostTable.load("h200_xeon"), num_layers=32, tp=1, seed=seed)

@@ -33,6 +33,11 @@ LEAST_STEPS = 20
 LEAST_RUN_STEPS = 200  # fewer long steps tell nothing of a host that is busy with short ones
 BLOCKED = 2.0  # a step that takes so many times as long as its like waited for something,
 UNBLOCKED = "full"  # but for steps of one graph, whose host waits for nobody: it stalled
+MACHINE_STALL_US = (
+    1000.0  # in the mean: the whole machine stalls, not a thread for another one of its process
+)
+# No log shows its cost, and such a stall delays it as well.
+WAKE, WAKE_REQUESTS = "wake", 8
 # Phases that every engine's core runs itself, by which the phases that no log shows are scaled.
 COMMON = ("schedule", "update")
 # Another process's, and what it does besides.
@@ -163,6 +168,10 @@ def calibrate(runs: Sequence[Path], base: str, beside: Sequence[Path] = ()) -> C
         usual = _mean(mine.values()) if mine else relative * _mean(theirs.values())
         by_phase[phase] = dict(sorted(slowdowns.items())) | {"any": round(usual, 4)}
         spread[phase] = {kind: shown.spread for kind, shown in sorted((theirs | mine).items())}
+    stalled, stall_us = _stalls((own or there).values())
+    if stall_us >= MACHINE_STALL_US:
+        wake_us = table.phase_us(WAKE, UNBLOCKED, WAKE_REQUESTS)
+        spread[WAKE] = {"any": [1.0, 1.0, 1.0, round(stalled, 4), round(1.0 + stall_us / wake_us, 3)]}
     if FRONTEND in by_phase:
         by_phase[OF_FRONTEND] = dict(by_phase[FRONTEND])
     names = tuple(run.name for run in (*runs, *beside))
@@ -175,6 +184,7 @@ class _Shown:
 
     slowdown: float
     spread: Sequence[float]
+    usual_us: float
     steps: int
 
 
@@ -242,8 +252,20 @@ def _pairs(costs: PhaseCosts, table: HostTable, description: Mapping[str, Any]) 
     return list(zip(costs.cost_us.tolist(), expected, strict=True))
 
 
-def _compare(pairs: NDArray[np.float64], unblocked: bool) -> tuple[float, list[float]]:
-    """Slowdown and spread of a phase, which together have the measured mean.
+def _stalls(shown: Iterable[_Shown]) -> tuple[float, float]:
+    """In which share of its time a host stalls, and for how many µs in the mean."""
+    busy_us = stalled_us = stalls = 0.0
+    for one in shown:
+        if one.spread[len(QUANTILES) :]:
+            share, factor = one.spread[len(QUANTILES) :]
+            stalls += one.steps * share
+            stalled_us += one.steps * share * (factor - 1.0) * one.usual_us
+            busy_us += one.steps * (1.0 + share * (factor - 1.0)) * one.usual_us
+    return (stalled_us / busy_us, stalled_us / stalls) if stalls else (0.0, 0.0)
+
+
+def _compare(pairs: NDArray[np.float64], unblocked: bool) -> tuple[float, list[float], float]:
+    """Slowdown and spread of a phase, which together have the measured mean, and its median in µs.
 
     Args:
         unblocked: what takes much longer than its like is the host's own time.
@@ -259,7 +281,7 @@ def _compare(pairs: NDArray[np.float64], unblocked: bool) -> tuple[float, list[f
         spread += [round(1.0 - float(usual.mean()), 4), round(stall, 3)]
         counted = np.ones_like(usual)
     slowdown = float(measured[counted].sum() / expected[counted].sum())
-    return round(slowdown / fmean(factors(spread)), 4), spread
+    return round(slowdown / fmean(factors(spread)), 4), spread, float(np.median(measured[usual]))
 
 
 def engine_of(description: Mapping[str, Any]) -> str:

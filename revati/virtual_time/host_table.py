@@ -11,7 +11,8 @@ names several *slowdowns* (``quiet``, ``typical``, ``busy``: quantiles over the 
 machines) and the one that it uses. The latency of waking a thread doesn't follow it. A file that names a
 ``base`` table changes only what it says, such as the slowdown, or by ``slowdown_of`` and ``spread_of`` those
 of single phases and kinds; ``factor_of`` are factors on the slowdown.  A ``spread`` are the 10 %, 50 % and
-90 % quantiles of a cost relative to the model.
+90 % quantiles of a cost relative to the model, and of a host that stalls two more numbers: the share of the
+times when it does, and what such a time costs in the mean, relative to the model, too.
 
 Where each pipeline stage is an engine with a scheduler of its own, a table has a section ``pipeline`` of
 phases, which replace those of the same name where there are several stages.  ``pipeline_slowdown`` is that
