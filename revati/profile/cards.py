@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def _identity(row: Row) -> tuple[object, ...]:
     return tuple(tuple(value) if isinstance(value, list) else value for value in values)
 
 
-def _joined(rows: Sequence[Row], middle: Any) -> Row:
+def _joined(rows: Sequence[Row], middle: Callable[[list[float]], float]) -> Row:
     if len(rows) == 1:
         return rows[0]
     times = {name: [row[name] for row in rows if row[name] is not None] for name in TIMES}

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -81,7 +82,8 @@ def calibrated(case: Case, default: str, out: Path) -> CalibratedHost | None:
     base = base_of(name_for(case.host or default, case.description["engine"]))
     if case.description["engine"] == "sglang" and case.description["pipeline_parallel_size"] > 1:
         return _with_own_stages(case, base, out)
-    runs, beside = others(case), neighbours(case)
+    runs = others(case)
+    beside = neighbours(case, runs)
     found = calibrate(runs, base, beside) if runs or beside else None
     if found is None:
         return None
@@ -109,28 +111,32 @@ def others(case: Case) -> list[Path]:
     # The start tells the runs of one engine from those of its like.
     known = [run.description for run in case.runs if run.description.get("engine_start_s") is not None]
     engines = {engine_of(description) for description in known}
-    own = {run.name for run in case.runs}
+    return [run for run in _long_logs(case) if engine_of(_describe(run)) in engines]
+
+
+def neighbours(case: Case, engines_own: Sequence[Path]) -> list[Path]:
+    """Runs with a long step log of other engines on the case's machine, parallel in the same ways.
+
+    Args:
+        engines_own: what `others` says.
+    """
+    if case.machine is None or case.description["engine"] != "vllm":
+        return []
+    manifest = Manifest.read(case.runs[0].folder.parent)
     return [
-        folder
-        for folder in sorted(path.parent for path in case.runs[0].folder.parent.glob("*/steps.parquet"))
-        if folder.name not in own and has_long_log(folder) and engine_of(_describe(folder)) in engines
+        run
+        for run in _long_logs(case)
+        if run not in engines_own
+        and manifest.machine_of(run.name) == case.machine
+        and _layout(_describe(run)) == _layout(case.description)
     ]
 
 
-def neighbours(case: Case) -> list[Path]:
-    """Runs with a long step log of other engines on the case's machine, parallel in the same ways."""
-    if case.machine is None or case.description["engine"] != "vllm":
-        return []
-    folder = case.runs[0].folder.parent
-    manifest = Manifest.read(folder)
-    own = {run.name for run in case.runs} | {run.name for run in others(case)}
-    found = []
-    for run in sorted(path.parent for path in folder.glob("*/steps.parquet")):
-        if run.name in own or manifest.machine_of(run.name) != case.machine or not has_long_log(run):
-            continue
-        if _layout(_describe(run)) == _layout(case.description):
-            found.append(run)
-    return found
+def _long_logs(case: Case) -> list[Path]:
+    """All runs in a case's folder with a long step log, without its own."""
+    own = {run.name for run in case.runs}
+    runs = sorted(path.parent for path in case.runs[0].folder.parent.glob("*/steps.parquet"))
+    return [run for run in runs if run.name not in own and has_long_log(run)]
 
 
 def _layout(description: Mapping[str, Any]) -> tuple[object, ...]:
@@ -152,8 +158,7 @@ def calibrate(runs: Sequence[Path], base: str, beside: Sequence[Path] = ()) -> C
         beside: runs of other engines on the same machine: what the engine's own do not show costs more or
             less than there as what both show does.
     """
-    table = HostTable.load(base, slowdown=1.0)
-    own, there = _compared(runs, table), _compared(beside, table)
+    own, there = _compared(runs, base), _compared(beside, base)
     common = [shown for (phase, _), shown in (own or there).items() if phase in COMMON]
     if not common:
         return None
@@ -170,7 +175,7 @@ def calibrate(runs: Sequence[Path], base: str, beside: Sequence[Path] = ()) -> C
         spread[phase] = {kind: shown.spread for kind, shown in sorted((theirs | mine).items())}
     stalled, stall_us = _stalls((own or there).values())
     if stall_us >= MACHINE_STALL_US:
-        wake_us = table.phase_us(WAKE, UNBLOCKED, WAKE_REQUESTS)
+        wake_us = _table(base).phase_us(WAKE, UNBLOCKED, WAKE_REQUESTS)
         spread[WAKE] = {"any": [1.0, 1.0, 1.0, round(stalled, 4), round(1.0 + stall_us / wake_us, 3)]}
     if FRONTEND in by_phase:
         by_phase[OF_FRONTEND] = dict(by_phase[FRONTEND])
@@ -189,21 +194,37 @@ class _Shown:
 
 
 Key = tuple[str, str]  # phase, kind
+Pairs = NDArray[np.float64]  # (n, 2): measured, by the table; in µs
 
 
-def _compared(runs: Sequence[Path], table: HostTable) -> dict[Key, _Shown]:
+def _compared(runs: Sequence[Path], base: str) -> dict[Key, _Shown]:
     """What the logs of runs show often enough, against a table."""
-    ratios: dict[Key, list[tuple[float, float]]] = {}  # (measured, by the table) in µs
+    by_key: dict[Key, list[Pairs]] = {}
     for run in runs:
-        description = _describe(run)
-        for costs in _logged(run, description):
-            for phase in costs.phases:
-                ratios.setdefault((phase, costs.kind), []).extend(_pairs(costs, table, description))
+        for key, pairs in _paired(run, base).items():
+            by_key.setdefault(key, []).append(pairs)
+    joined = {key: np.concatenate(parts) for key, parts in by_key.items()}
     return {
-        (phase, kind): _Shown(*_compare(np.array(pairs), kind == UNBLOCKED), len(pairs))
-        for (phase, kind), pairs in ratios.items()
+        (phase, kind): _Shown(*_compare(pairs, kind == UNBLOCKED), len(pairs))
+        for (phase, kind), pairs in joined.items()
         if len(pairs) >= LEAST_STEPS
     }
+
+
+@cache  # all cases of a machine ask for its runs
+def _paired(run: Path, base: str) -> Mapping[Key, Pairs]:
+    """What a run's log tells of each phase and kind, beside what a table says."""
+    description = _describe(run)
+    found: dict[Key, list[Pairs]] = {}
+    for costs in _logged(run, description):
+        for phase in costs.phases:
+            found.setdefault((phase, costs.kind), []).append(_pairs(costs, _table(base), description))
+    return {key: np.concatenate(parts) for key, parts in found.items()}
+
+
+@cache
+def _table(base: str) -> HostTable:
+    return HostTable.load(base, slowdown=1.0)
 
 
 def _of(shown: Mapping[Key, _Shown], phase: str) -> dict[str, _Shown]:
@@ -236,7 +257,7 @@ def _logged(run: Path, description: Mapping[str, Any]) -> list[PhaseCosts]:
     return turns.costs(log) if log else []
 
 
-def _pairs(costs: PhaseCosts, table: HostTable, description: Mapping[str, Any]) -> list[tuple[float, float]]:
+def _pairs(costs: PhaseCosts, table: HostTable, description: Mapping[str, Any]) -> Pairs:
     stages = int(description["pipeline_parallel_size"])
     layers = math.ceil(model_shape(description["model"]).num_hidden_layers / stages)
     tensor_parallel = int(description["tensor_parallel_size"])
@@ -249,7 +270,7 @@ def _pairs(costs: PhaseCosts, table: HostTable, description: Mapping[str, Any]) 
         )
         for n, tokens, prefills in shapes
     ]
-    return list(zip(costs.cost_us.tolist(), expected, strict=True))
+    return np.column_stack([np.asarray(costs.cost_us, np.float64), expected])
 
 
 def _stalls(shown: Iterable[_Shown]) -> tuple[float, float]:
@@ -264,7 +285,7 @@ def _stalls(shown: Iterable[_Shown]) -> tuple[float, float]:
     return (stalled_us / busy_us, stalled_us / stalls) if stalls else (0.0, 0.0)
 
 
-def _compare(pairs: NDArray[np.float64], unblocked: bool) -> tuple[float, list[float], float]:
+def _compare(pairs: Pairs, unblocked: bool) -> tuple[float, list[float], float]:
     """Slowdown and spread of a phase, which together have the measured mean, and its median in µs.
 
     Args:

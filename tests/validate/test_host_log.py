@@ -16,7 +16,7 @@ from .step_logs import write_log
 LAUNCHING_S, WAITING_S = 0.02, 0.1
 
 
-def test_prefills_behind_a_long_one_say_nothing_of_launching(add_run: AddRun) -> None:
+def test_steps_behind_a_long_prefill_say_nothing_of_launching(add_run: AddRun) -> None:
     """Four at once, as in a burst, the last one short; then one by one among decodes, a short one behind."""
     folder = add_run("saturated")
     write_log(folder, slowdown=1.0)
@@ -27,6 +27,7 @@ def test_prefills_behind_a_long_one_say_nothing_of_launching(add_run: AddRun) ->
     tokens[[0, 1, 2, 40]], tokens[[3, 20, 60, 61]] = 8192, 700
     prefills[alone + waiting] = 1
     execute_s[alone], execute_s[waiting] = LAUNCHING_S, WAITING_S
+    execute_s[[4, 41]] = LAUNCHING_S, WAITING_S  # decodes, the second one behind a long prefill
     columns = {"scheduled_tokens": tokens, "prefill_requests": prefills}
     columns["execute_end_s"] = log["execute_begin_s"].to_numpy() + execute_s
     for name, values in columns.items():
@@ -36,5 +37,7 @@ def test_prefills_behind_a_long_one_say_nothing_of_launching(add_run: AddRun) ->
     (execute,) = [one for one in costs if (one.phases, one.kind) == (("execute",), "compiled")]
     assert np.allclose(execute.cost_us, 1e6 * LAUNCHING_S)
     assert len(execute.cost_us) == len(alone)
+    (execute,) = [one for one in costs if (one.phases, one.kind) == (("execute",), "full")]
+    assert np.isclose(max(execute.cost_us), 1e6 * LAUNCHING_S)
     (schedule,) = [one for one in costs if (one.phases, one.kind) == (("schedule",), "compiled")]
     assert len(schedule.cost_us) == len(alone + waiting)
