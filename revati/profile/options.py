@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 FAMILIES = ("engine", "gemm", "attention", "kv_write", "copy", "gap", "collective")
-MODELS = ("llama7b", "llama13b", "llama31_8b", "qwen3_8b", "llama31_70b")
+MODELS = ("llama7b", "llama13b", "llama31_8b", "qwen3_8b", "llama31_70b", "mistral_7b", "qwen25_14b")
 TENSOR_PARALLEL = (1, 2, 4, 8)
 PRECISIONS = {"bf16": "bfloat16", "fp8": "float8_e4m3"}  # of linear layers, and the database's names
 

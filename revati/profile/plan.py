@@ -40,7 +40,15 @@ SECONDS = {
 }
 OWN_KIND = {"bf16": "norm", "fp8": "quant"}  # of kernels that only an engine shows
 # How often a unit's model and parallelism are asked for; each doubling of GPUs halves it.
-POPULARITY = {"llama7b": 1.0, "llama31_8b": 1.0, "llama13b": 0.8, "qwen3_8b": 0.8, "llama31_70b": 0.8}
+POPULARITY = {
+    "llama7b": 1.0,
+    "llama31_8b": 1.0,
+    "llama13b": 0.8,
+    "qwen3_8b": 0.8,
+    "llama31_70b": 0.8,
+    "mistral_7b": 0.5,
+    "qwen25_14b": 0.5,
+}
 
 
 @dataclass(frozen=True, slots=True)

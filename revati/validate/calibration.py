@@ -34,10 +34,10 @@ LEAST_STEPS = 20
 LEAST_RUN_STEPS = 200  # fewer long steps tell nothing of a host that is busy with short ones
 BLOCKED = 2.0  # a step that takes so many times as long as its like waited for something,
 UNBLOCKED = "full"  # but for steps of one graph, whose host waits for nobody: it stalled
-MACHINE_STALL_US = (
-    1000.0  # in the mean: the whole machine stalls, not a thread for another one of its process
-)
-# No log shows its cost, and such a stall delays it as well.
+# Above this share of those steps' time the machine stalls, not a thread now and then for another one; then
+# all of its work does, and what takes so long in other steps is such a stall, too.
+STALLING = 0.03
+# No log shows its cost, and stalls delay it as well.
 WAKE, WAKE_REQUESTS = "wake", 8
 # Phases that every engine's core runs itself, by which the phases that no log shows are scaled.
 COMMON = ("schedule", "update")
@@ -158,7 +158,10 @@ def calibrate(runs: Sequence[Path], base: str, beside: Sequence[Path] = ()) -> C
         beside: runs of other engines on the same machine: what the engine's own do not show costs more or
             less than there as what both show does.
     """
-    own, there = _compared(runs, base), _compared(beside, base)
+    logged, logged_there = _joined(runs, base), _joined(beside, base)
+    stalled, stall_us = _stalls(logged or logged_there)
+    stalling = stalled >= STALLING
+    own, there = _shown(logged, stalling), _shown(logged_there, stalling)
     common = [shown for (phase, _), shown in (own or there).items() if phase in COMMON]
     if not common:
         return None
@@ -173,8 +176,7 @@ def calibrate(runs: Sequence[Path], base: str, beside: Sequence[Path] = ()) -> C
         usual = _mean(mine.values()) if mine else relative * _mean(theirs.values())
         by_phase[phase] = dict(sorted(slowdowns.items())) | {"any": round(usual, 4)}
         spread[phase] = {kind: shown.spread for kind, shown in sorted((theirs | mine).items())}
-    stalled, stall_us = _stalls((own or there).values())
-    if stall_us >= MACHINE_STALL_US:
+    if stalling:
         wake_us = _table(base).phase_us(WAKE, UNBLOCKED, WAKE_REQUESTS)
         spread[WAKE] = {"any": [1.0, 1.0, 1.0, round(stalled, 4), round(1.0 + stall_us / wake_us, 3)]}
     if FRONTEND in by_phase:
@@ -189,7 +191,6 @@ class _Shown:
 
     slowdown: float
     spread: Sequence[float]
-    usual_us: float
     steps: int
 
 
@@ -197,16 +198,20 @@ Key = tuple[str, str]  # phase, kind
 Pairs = NDArray[np.float64]  # (n, 2): measured, by the table; in µs
 
 
-def _compared(runs: Sequence[Path], base: str) -> dict[Key, _Shown]:
-    """What the logs of runs show often enough, against a table."""
+def _joined(runs: Sequence[Path], base: str) -> dict[Key, Pairs]:
+    """What the logs of runs show, beside what a table says."""
     by_key: dict[Key, list[Pairs]] = {}
     for run in runs:
         for key, pairs in _paired(run, base).items():
             by_key.setdefault(key, []).append(pairs)
-    joined = {key: np.concatenate(parts) for key, parts in by_key.items()}
+    return {key: np.concatenate(parts) for key, parts in by_key.items()}
+
+
+def _shown(logged: Mapping[Key, Pairs], stalling: bool) -> dict[Key, _Shown]:
+    """What logs show often enough."""
     return {
-        (phase, kind): _Shown(*_compare(pairs, kind == UNBLOCKED), len(pairs))
-        for (phase, kind), pairs in joined.items()
+        (phase, kind): _Shown(*_compare(pairs, stalling or kind == UNBLOCKED), len(pairs))
+        for (phase, kind), pairs in logged.items()
         if len(pairs) >= LEAST_STEPS
     }
 
@@ -273,20 +278,22 @@ def _pairs(costs: PhaseCosts, table: HostTable, description: Mapping[str, Any]) 
     return np.column_stack([np.asarray(costs.cost_us, np.float64), expected])
 
 
-def _stalls(shown: Iterable[_Shown]) -> tuple[float, float]:
-    """In which share of its time a host stalls, and for how many µs in the mean."""
-    busy_us = stalled_us = stalls = 0.0
-    for one in shown:
-        if one.spread[len(QUANTILES) :]:
-            share, factor = one.spread[len(QUANTILES) :]
-            stalls += one.steps * share
-            stalled_us += one.steps * share * (factor - 1.0) * one.usual_us
-            busy_us += one.steps * (1.0 + share * (factor - 1.0)) * one.usual_us
-    return (stalled_us / busy_us, stalled_us / stalls) if stalls else (0.0, 0.0)
+def _stalls(logged: Mapping[Key, Pairs]) -> tuple[float, float]:
+    """In which share of the time of steps that wait for nobody a host stalls, and for how many µs each."""
+    spent_us, stalls_us = 0.0, [0.0]
+    for phase in WORKER_PHASES:
+        if (phase, UNBLOCKED) in logged:
+            measured, expected = logged[phase, UNBLOCKED].T
+            ratio = measured / expected
+            usual = np.median(ratio)
+            stalls_us += (measured - usual * expected)[ratio > BLOCKED * usual].tolist()
+            spent_us += float(measured.sum())
+    stalled_us = sum(stalls_us)
+    return (stalled_us / spent_us, stalled_us / (len(stalls_us) - 1)) if stalled_us else (0.0, 0.0)
 
 
-def _compare(pairs: Pairs, unblocked: bool) -> tuple[float, list[float], float]:
-    """Slowdown and spread of a phase, which together have the measured mean, and its median in µs.
+def _compare(pairs: Pairs, unblocked: bool) -> tuple[float, list[float]]:
+    """Slowdown and spread of a phase, which together have the measured mean.
 
     Args:
         unblocked: what takes much longer than its like is the host's own time.
@@ -302,7 +309,7 @@ def _compare(pairs: Pairs, unblocked: bool) -> tuple[float, list[float], float]:
         spread += [round(1.0 - float(usual.mean()), 4), round(stall, 3)]
         counted = np.ones_like(usual)
     slowdown = float(measured[counted].sum() / expected[counted].sum())
-    return round(slowdown / fmean(factors(spread)), 4), spread, float(np.median(measured[usual]))
+    return round(slowdown / fmean(factors(spread)), 4), spread
 
 
 def engine_of(description: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,11 @@ def read(folder: Path, description: Mapping[str, Any]) -> list[PhaseCosts]:
     scheduled = columns["scheduled_tokens"] > 0
     requests, prefills = columns["scheduled_requests"], columns["prefill_requests"]
     tokens = columns["scheduled_tokens"]
-    launched = scheduled & ~_behind_long_prefills(tokens)
-    handed = scheduled if remote else launched
     largest_graph, eager = graph_settings(description)
     kind = step_kinds(log, eager=eager, largest_graph=largest_graph)
+    sizes = description["resolved"].get("cudagraph_capture_sizes") or []
+    launched = scheduled & ~_behind_long_prefills(tokens) & ~_first_launches(kind, requests, sizes)
+    handed = scheduled if remote else launched
     shape = requests, tokens - (requests - prefills), prefills
     us = {name: 1e6 * times for name, times in columns.items() if name.endswith("_s")}
     core: dict[tuple[str, ...], tuple[Array, npt.NDArray[np.bool_]]] = {
@@ -60,6 +61,21 @@ def _behind_long_prefills(tokens: Counts) -> npt.NDArray[np.bool_]:
     behind = np.zeros(len(tokens), np.bool_)
     behind[steps[1:]] = tokens[steps[:-1]] > LONG_PREFILL_TOKENS
     return behind
+
+
+def _first_launches(
+    kind: npt.NDArray[np.str_], requests: Counts, sizes: Sequence[int]
+) -> npt.NDArray[np.bool_]:
+    """Decode steps that launch a graph for the first time in a log, and those after them.
+
+    Such a launch takes longer, and what follows waits for the GPU, if it is the first one in the engine, too.
+    """
+    steps = np.flatnonzero(kind == "full")
+    graph = np.searchsorted(np.sort(sizes), requests[steps])
+    first = steps[np.unique(graph, return_index=True)[1]]
+    found = np.zeros(len(kind) + 1, np.bool_)
+    found[first] = found[first + 1] = True
+    return found[:-1]
 
 
 def _updates(cost_us: Array, scheduled: npt.NDArray[np.bool_]) -> tuple[Array, Counts]:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from revati.virtual_time.host_table import HostTable
 
 STEP_S = 0.01
+GRAPH_SIZES = (1, 2, 4, 8, 16)
 TABLE = HostTable.load("h200_xeon", slowdown=1.0)
 
 
@@ -20,12 +21,14 @@ def write_log(
     execute_slowdown: float | None = None,
     kind: str = "full",
     stall: float = 1.0,
+    first_launch: float = 1.0,
 ) -> None:
     """Decode steps of 1 to 16 requests, each phase `slowdown` times as long as the table says.
 
     Args:
         kind: how the model runs by the run's description: full, or eager.
         stall: how many times as long every tenth step's execute takes.
+        first_launch: how many times as long sample takes in the first step with each of `GRAPH_SIZES`.
     """
     rows = []
     for step in range(count):
@@ -38,6 +41,8 @@ def write_log(
         execute *= (execute_slowdown or slowdown) / slowdown
         if step % 10 == 9:
             execute *= stall
+        if step == 0 or step in GRAPH_SIZES[:-1]:  # one request more than fit the graph before
+            sample *= first_launch
         begin = step * STEP_S
         update_begin = begin + 0.8 * STEP_S if step else float("nan")
         rows.append(

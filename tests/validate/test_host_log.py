@@ -27,7 +27,7 @@ def test_steps_behind_a_long_prefill_say_nothing_of_launching(add_run: AddRun) -
     tokens[[0, 1, 2, 40]], tokens[[3, 20, 60, 61]] = 8192, 700
     prefills[alone + waiting] = 1
     execute_s[alone], execute_s[waiting] = LAUNCHING_S, WAITING_S
-    execute_s[[4, 41]] = LAUNCHING_S, WAITING_S  # decodes, the second one behind a long prefill
+    execute_s[[10, 41]] = LAUNCHING_S, WAITING_S  # decodes, the second one behind a long prefill
     columns = {"scheduled_tokens": tokens, "prefill_requests": prefills}
     columns["execute_end_s"] = log["execute_begin_s"].to_numpy() + execute_s
     for name, values in columns.items():

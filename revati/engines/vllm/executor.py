@@ -14,7 +14,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from revati.engines.vllm.batches import Batch, BatchReader
 from revati.engines.vllm.fold import FoldedRanks
 from revati.engines.vllm.limits import set_profiled_limits
-from revati.engines.vllm.memory import Limits, MemoryOracle
+from revati.engines.vllm.memory import Limits, MemoryOracle, run_as_for_the_first_time
 from revati.engines.vllm.pipeline import Pipeline
 from revati.engines.vllm.stage import Stage
 from revati.engines.vllm.step_shape import step_shape
@@ -107,6 +107,7 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
     def _measure_memory(self, limits: Limits) -> list[int]:
         for stage in self.stages:
             set_profiled_limits(stage.runner, limits)
+            run_as_for_the_first_time(stage.runner)
         available_bytes: list[int] = super().determine_available_memory()
         return available_bytes
 
