@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.metadata
+import json
 import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ import pytest
 from revati.deployment.runner import TemplateClient, TemplateServer, TrialResult
 from revati.engines.vllm.start import SHARE_VARIABLE
 from revati.spec import DeploymentSpec, HostSpec
+from revati.validate.options import validation_dir
+from revati.validate.runs import model_shape
 from revati.workload import LognormalLengths, Sessions, SharedPrefixes, Workload
 from tests.engines.prefixes import cached_tokens
 
@@ -156,6 +160,17 @@ def test_a_forked_trial_equals_a_freshly_started_engine_which_leaves_nothing_beh
     assert len(members) > 1
     assert not any(living(process) for process in members)
     assert not own.socket_path.parent.exists()
+
+
+def test_the_kv_cache_is_as_large_as_really(
+    client: TemplateClient, make_spec: MakeSpec, workload: Workload, out_dir: Path
+) -> None:
+    """Compiling a model of a large vocabulary takes more memory than running it does."""
+    real = json.loads((validation_dir() / "runs/models-qwen25_14b_tp1_pp1_sg_r6/run.json").read_text())
+    spec = replace(make_spec(), model=model_shape(real["model"]))
+    result = client.run(spec, workload, out_dir)
+    assert result.status == "ok", result.reason
+    assert result.kv_cache_blocks == pytest.approx(real["resolved"]["num_gpu_blocks"], rel=1e-3)
 
 
 def test_narrow_limits_bind(
