@@ -31,7 +31,6 @@ from revati.virtual_time.host_table import HostTable, base_of, name_for
 from revati.virtual_time.spread import QUANTILES, factors
 
 LEAST_STEPS = 20
-LEAST_RANGE = 0.02  # of the requests' share of a phase, between its lowest and highest tenth
 LEAST_RUN_STEPS = 200  # fewer long steps tell nothing of a host that is busy with short ones
 BLOCKED = 2.0  # a step that takes so many times as long as its like waited for something,
 UNBLOCKED = "full"  # but for steps of one graph, whose host waits for nobody: it stalled
@@ -46,21 +45,17 @@ COMMON = ("schedule", "update")
 FRONTEND, OF_FRONTEND = "frontend_busy", "frontend_submit"
 
 
-Balance = tuple[float, float]  # factors on what a phase costs whatever its requests are, and on each of them
-
-
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """How much slower than a table's slowdown 1 a machine runs, by phase and kind where its logs tell.
 
-    ``runs``: whose logs they were. ``balance`` and ``spread``: as host tables have them.
+    ``runs``: whose logs they were. ``spread``: quantiles, as host tables have them.
     """
 
     base: str
     runs: tuple[str, ...]
     slowdown: float
     by_phase: Mapping[str, Mapping[str, float]]
-    balance: Mapping[str, Mapping[str, Balance]]
     spread: Mapping[str, Mapping[str, Sequence[float]]]
 
     def write(self, path: Path) -> Path:
@@ -70,10 +65,6 @@ class Calibration:
             "calibrated_on": list(self.runs),
             "slowdown": self.slowdown,
             "slowdown_of": {phase: dict(kinds) for phase, kinds in self.by_phase.items()},
-            "balance_of": {
-                phase: {kind: list(factors) for kind, factors in kinds.items()}
-                for phase, kinds in self.balance.items()
-            },
             "spread_of": {phase: dict(kinds) for phase, kinds in self.spread.items()},
         }
         return _write(content, path)
@@ -175,7 +166,6 @@ def calibrate(runs: Sequence[Path], base: str, beside: Sequence[Path] = ()) -> C
     if not common:
         return None
     by_phase: dict[str, dict[str, float]] = {}
-    balance: dict[str, dict[str, Balance]] = {}
     spread: dict[str, dict[str, Sequence[float]]] = {}
     for phase in sorted({phase for phase, _ in (*own, *there)}):
         mine, theirs = _of(own, phase), _of(there, phase)
@@ -186,15 +176,13 @@ def calibrate(runs: Sequence[Path], base: str, beside: Sequence[Path] = ()) -> C
         usual = _mean(mine.values()) if mine else relative * _mean(theirs.values())
         by_phase[phase] = dict(sorted(slowdowns.items())) | {"any": round(usual, 4)}
         spread[phase] = {kind: shown.spread for kind, shown in sorted((theirs | mine).items())}
-        if (decodes := (theirs | mine).get(UNBLOCKED)) is not None:
-            balance[phase] = {UNBLOCKED: decodes.balance}
     if stalling:
         wake_us = _table(base).phase_us(WAKE, UNBLOCKED, WAKE_REQUESTS)
         spread[WAKE] = {"any": [1.0, 1.0, 1.0, round(stalled, 4), round(1.0 + stall_us / wake_us, 3)]}
     if FRONTEND in by_phase:
         by_phase[OF_FRONTEND] = dict(by_phase[FRONTEND])
     names = tuple(run.name for run in (*runs, *beside))
-    return Calibration(base, names, round(_mean(common), 4), by_phase, balance, spread)
+    return Calibration(base, names, round(_mean(common), 4), by_phase, spread)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,14 +190,12 @@ class _Shown:
     """What logs tell of a phase in one kind of steps."""
 
     slowdown: float
-    balance: Balance
     spread: Sequence[float]
     steps: int
 
 
 Key = tuple[str, str]  # phase, kind
-# (n, 3), in µs: measured; by the table whatever the requests, and for them.
-Pairs = NDArray[np.float64]
+Pairs = NDArray[np.float64]  # (n, 2): measured, by the table; in µs
 
 
 def _joined(runs: Sequence[Path], base: str) -> dict[Key, Pairs]:
@@ -282,17 +268,13 @@ def _pairs(costs: PhaseCosts, table: HostTable, description: Mapping[str, Any]) 
     tensor_parallel = int(description["tensor_parallel_size"])
     ranks = [tensor_parallel * (1 if phase in WORKER_PHASES else stages) for phase in costs.phases]
     shapes = zip(costs.requests, costs.prompt_tokens, costs.prefills, strict=True)
-
-    def table_us(requests: int, tokens: int, prefills: int) -> float:
-        return sum(
-            table.phase_us(phase, costs.kind, requests, tokens, prefills, layers, count)
+    expected = [
+        sum(
+            table.phase_us(phase, costs.kind, int(n), int(tokens), int(prefills), layers, count)
             for phase, count in zip(costs.phases, ranks, strict=True)
         )
-
-    expected = np.array(
-        [[table_us(0, *map(int, rest)), table_us(int(n), *map(int, rest))] for n, *rest in shapes]
-    )
-    expected[:, 1] -= expected[:, 0]
+        for n, tokens, prefills in shapes
+    ]
     return np.column_stack([np.asarray(costs.cost_us, np.float64), expected])
 
 
@@ -301,8 +283,7 @@ def _stalls(logged: Mapping[Key, Pairs]) -> tuple[float, float]:
     spent_us, stalls_us = 0.0, [0.0]
     for phase in WORKER_PHASES:
         if (phase, UNBLOCKED) in logged:
-            measured, fixed, by_request = logged[phase, UNBLOCKED].T
-            expected = fixed + by_request
+            measured, expected = logged[phase, UNBLOCKED].T
             ratio = measured / expected
             usual = np.median(ratio)
             stalls_us += (measured - usual * expected)[ratio > BLOCKED * usual].tolist()
@@ -311,16 +292,13 @@ def _stalls(logged: Mapping[Key, Pairs]) -> tuple[float, float]:
     return (stalled_us / spent_us, stalled_us / (len(stalls_us) - 1)) if stalled_us else (0.0, 0.0)
 
 
-def _compare(pairs: Pairs, unblocked: bool) -> tuple[float, Balance, list[float]]:
-    """Slowdown, balance and spread of a phase, which together have the measured mean.
+def _compare(pairs: Pairs, unblocked: bool) -> tuple[float, list[float]]:
+    """Slowdown and spread of a phase, which together have the measured mean.
 
     Args:
         unblocked: what takes much longer than its like is the host's own time.
     """
-    measured, fixed, by_request = pairs.T
-    ratio = measured / (fixed + by_request)
-    balance = _balance(pairs[ratio <= BLOCKED * np.median(ratio)]) if unblocked else (1.0, 1.0)
-    expected = balance[0] * fixed + balance[1] * by_request
+    measured, expected = pairs.T
     ratio = measured / expected
     usual = ratio <= BLOCKED * np.median(ratio)
     relative = np.quantile(ratio[usual], QUANTILES) / np.median(ratio[usual])
@@ -331,21 +309,7 @@ def _compare(pairs: Pairs, unblocked: bool) -> tuple[float, Balance, list[float]
         spread += [round(1.0 - float(usual.mean()), 4), round(stall, 3)]
         counted = np.ones_like(usual)
     slowdown = float(measured[counted].sum() / expected[counted].sum())
-    return round(slowdown / fmean(factors(spread)), 4), balance, spread
-
-
-def _balance(pairs: Pairs) -> Balance:
-    """Factors that fit a phase's costs to its requests, and leave the sum of what the table says as it is."""
-    measured, fixed, by_request = pairs.T
-    expected = fixed + by_request
-    share = by_request / expected
-    low, high = np.quantile(share, [QUANTILES[0], QUANTILES[-1]])
-    if high - low < LEAST_RANGE:
-        return 1.0, 1.0
-    features = np.column_stack([1.0 - share, share])
-    found = np.linalg.lstsq(features, measured / expected, rcond=None)[0].clip(0.0)
-    found *= expected.sum() / (found[0] * fixed + found[1] * by_request).sum()
-    return round(float(found[0]), 3), round(float(found[1]), 3)
+    return round(slowdown / fmean(factors(spread)), 4), spread
 
 
 def engine_of(description: Mapping[str, Any]) -> str:

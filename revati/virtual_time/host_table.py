@@ -10,9 +10,8 @@ A host that shares its cores with neighbours sits on slower plateaus for seconds
 names several *slowdowns* (``quiet``, ``typical``, ``busy``: quantiles over the calibration, or over
 machines) and the one that it uses. The latency of waking a thread doesn't follow it. A file that names a
 ``base`` table changes only what it says, such as the slowdown, or by ``slowdown_of`` and ``spread_of`` those
-of single phases and kinds; ``factor_of`` are factors on the slowdown, ``balance_of`` one on what a phase
-costs whatever its requests are and one on what each of them costs.  A ``spread`` are the 10 %, 50 % and 90 %
-quantiles of a cost relative to the model, and of a host that stalls two more numbers: the share of the
+of single phases and kinds; ``factor_of`` are factors on the slowdown.  A ``spread`` are the 10 %, 50 % and
+90 % quantiles of a cost relative to the model, and of a host that stalls two more numbers: the share of the
 times when it does, and what such a time costs in the mean, relative to the model, too.
 
 Where each pipeline stage is an engine with a scheduler of its own, a table has a section ``pipeline`` of
@@ -60,7 +59,7 @@ PHASES = {
 }
 KINDS = ("full", "piecewise", "compiled", "eager", "idle", "busy", "any")
 TERMS = ("base_us", "per_request_us", "per_token_us", "per_prefill_us", "per_layer_us")
-BY_REQUEST, LATENCY = "per_request_us", "latency_us"
+LATENCY = "latency_us"
 ARRIVAL = "arrival"  # a client's timers may also be early
 
 # What stands in where a calibration has no such kind.
@@ -90,7 +89,6 @@ class HostTable:
         slowdown: factor on every coefficient but the latency.
         slowdown_of: phase → kind → its own slowdown.
         factor_of: phase → kind → factor on the slowdown, where it has none of its own.
-        balance_of: phase → kind → factors on all terms but the requests', and on that one.
         spread_of: phase → kind → its own spread.
         tensor_parallel: phase → kind (or "any") → ranks → factor (workers of their own processes, the
             slowest of them); between given numbers of ranks the next smaller one counts.
@@ -110,14 +108,11 @@ class HostTable:
         spread_of: dict[str, dict[str, list[float]]] | None = None,
         own_schedulers: bool = False,
         factor_of: dict[str, dict[str, float]] | None = None,
-        balance_of: dict[str, dict[str, tuple[float, float]]] | None = None,
     ) -> None:
         self.name, self.slowdown, self.own_schedulers = name, slowdown, own_schedulers
         own, spreads, relative = slowdown_of or {}, spread_of or {}, factor_of or {}
-        balances = balance_of or {}
         self._measured = measured
-        named = set(phases) | set(own) | set(spreads) | set(relative) | set(balances)
-        unknown = sorted(named - set(PHASES))
+        unknown = sorted((set(phases) | set(own) | set(spreads) | set(relative)) - set(PHASES))
         if unknown:
             raise ValueError(f"host table {name!r}: unknown phase {unknown[0]!r}; known: {', '.join(PHASES)}")
         self._costs: dict[tuple[str, str], Coefficients] = {}
@@ -131,9 +126,7 @@ class HostTable:
                 if found is not None:
                     usual = slowdown * float(_of_kind(relative.get(phase, {}), kind, 1.0))
                     factor = float(_of_kind(own.get(phase, {}), kind, usual))
-                    fixed, by_request = _of_kind(balances.get(phase, {}), kind, (1.0, 1.0))
-                    balance = dict.fromkeys(TERMS, fixed) | {BY_REQUEST: by_request}
-                    terms = [float(by_kind[found].get(t, 0.0)) * factor * balance[t] for t in TERMS]
+                    terms = [float(by_kind[found].get(term, 0.0)) * factor for term in TERMS]
                     terms[0] += float(by_kind[found].get(LATENCY, 0.0))
                     self._costs[phase, kind] = (terms[0], terms[1], terms[2], terms[3], terms[4])
                     spread = _of_kind(spreads.get(phase, {}), kind, by_kind[found].get("spread"))
@@ -185,7 +178,6 @@ class HostTable:
             content.get("spread_of"),
             bool(pipeline),
             content.get("factor_of", {}) | dict.fromkeys(pipeline, of_pipeline),
-            content.get("balance_of"),
         )
 
     def phase_us(

@@ -22,14 +22,12 @@ def write_log(
     kind: str = "full",
     stall: float = 1.0,
     first_launch: float = 1.0,
-    request_slowdown: float | None = None,
 ) -> None:
     """Decode steps of 1 to 16 requests, each phase `slowdown` times as long as the table says.
 
     Args:
         kind: how the model runs by the run's description: full, or eager.
         stall: how many times as long every tenth step's execute takes.
-        request_slowdown: how many times as long requests take in schedule, if not like the rest of it.
         first_launch: how many times as long sample takes in the first step with each of `GRAPH_SIZES`.
     """
     rows = []
@@ -41,9 +39,6 @@ def write_log(
             for phase in ("schedule", "execute", "sample")
         )
         execute *= (execute_slowdown or slowdown) / slowdown
-        if request_slowdown is not None:
-            alone = 1e-6 * TABLE.phase_us("schedule", kind)
-            schedule = slowdown * alone + request_slowdown * (schedule / slowdown - alone)
         if step % 10 == 9:
             execute *= stall
         if step == 0 or step in GRAPH_SIZES[:-1]:  # one request more than fit the graph before
