@@ -12,9 +12,10 @@ from vllm.v1.executor.abstract import Executor
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from revati.engines.vllm.batches import Batch, BatchReader
+from revati.engines.vllm.first_start import run_as_for_the_first_time
 from revati.engines.vllm.fold import FoldedRanks
 from revati.engines.vllm.limits import set_profiled_limits
-from revati.engines.vllm.memory import Limits, MemoryOracle, run_as_for_the_first_time
+from revati.engines.vllm.memory import Limits, MemoryOracle
 from revati.engines.vllm.pipeline import Pipeline
 from revati.engines.vllm.stage import Stage
 from revati.engines.vllm.step_shape import step_shape
