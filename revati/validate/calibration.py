@@ -280,7 +280,8 @@ def _pairs(costs: PhaseCosts, table: HostTable, description: Mapping[str, Any]) 
 
 def _stalls(logged: Mapping[Key, Pairs]) -> tuple[float, float]:
     """In which share of the time of steps that wait for nobody a host stalls, and for how many µs each."""
-    spent_us, stalls_us = 0.0, [0.0]
+    spent_us = 0.0
+    stalls_us: list[float] = []
     for phase in WORKER_PHASES:
         if (phase, UNBLOCKED) in logged:
             measured, expected = logged[phase, UNBLOCKED].T
@@ -288,8 +289,7 @@ def _stalls(logged: Mapping[Key, Pairs]) -> tuple[float, float]:
             usual = np.median(ratio)
             stalls_us += (measured - usual * expected)[ratio > BLOCKED * usual].tolist()
             spent_us += float(measured.sum())
-    stalled_us = sum(stalls_us)
-    return (stalled_us / spent_us, stalled_us / (len(stalls_us) - 1)) if stalled_us else (0.0, 0.0)
+    return (sum(stalls_us) / spent_us, fmean(stalls_us)) if stalls_us else (0.0, 0.0)
 
 
 def _compare(pairs: Pairs, unblocked: bool) -> tuple[float, list[float]]:
