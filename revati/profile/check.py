@@ -14,6 +14,9 @@ import pyarrow as pa
 from revati.timing import db
 
 Row = dict[str, Any]
+Shape = tuple[int, int]  # of weights: n, k
+# Of numbers of tokens by weight shape, a data type, and the shapes outside of CUDA graphs.
+Gemms = Callable[[dict[Shape, list[int]], str, set[Shape]], list[Row]]
 
 GEMM_SHAPES, TOKENS_PER_SHAPE = 6, 5
 HEADS, BATCHES_PER_HEADS = 2, 12
@@ -49,7 +52,7 @@ def drift(family: str, before: dict[Any, float], again: Iterable[tuple[Any, floa
     return Drift(family, len(ratios), float(np.median(ratios)), float(np.percentile(np.abs(ratios), 90)))
 
 
-def gemm_sample(measured: pa.Table, seed: int, dtype: str = "bfloat16") -> dict[tuple[int, int], list[int]]:
+def gemm_sample(measured: pa.Table, seed: int, dtype: str = "bfloat16") -> dict[Shape, list[int]]:
     """Some tokens, small and large, of some weight shapes."""
     tokens: dict[tuple[int, int], list[int]] = {}
     for row in db.rows(measured, ["m", "n", "k"], kind="gemm", dtype=dtype):
@@ -82,7 +85,7 @@ def _spread(ordered: list[Any], count: int, draw: random.Random) -> list[Any]:
 def check(
     measured: pa.Table,
     families: tuple[str, ...],
-    gemms: Callable[[list[tuple[int, int]], list[int], str], list[Row]],
+    gemms: Gemms,
     attention: Callable[[int, int, list[Row]], list[Row]],
     dtypes: Iterable[str] = ("bfloat16",),
     seed: int = 0,
@@ -90,7 +93,6 @@ def check(
     """Measure a sample of GEMMs and attention batches again, as far as the families have any.
 
     Args:
-        gemms: (weight shapes, tokens, data type) → rows.
         attention: (query heads, KV heads, rows that name batches) → rows.
     """
     found = [
@@ -106,19 +108,17 @@ def check(
     return found
 
 
-def _gemm_drift(
-    measured: pa.Table,
-    dtype: str,
-    shapes: dict[tuple[int, int], list[int]],
-    gemms: Callable[[list[tuple[int, int]], list[int], str], list[Row]],
-) -> Drift:
-    wanted = {(m, *shape) for shape, tokens in shapes.items() for m in tokens}
+def _gemm_drift(measured: pa.Table, dtype: str, tokens: dict[Shape, list[int]], gemms: Gemms) -> Drift:
     first: dict[Any, list[float]] = {}
-    for row in db.rows(measured, ["m", "n", "k", "median_us"], kind="gemm", dtype=dtype):
-        if (row["m"], row["n"], row["k"]) in wanted:
-            first.setdefault((row["m"], row["n"], row["k"]), []).append(row["median_us"])
+    in_graphs = set()
+    for row in db.rows(measured, ["variant", "m", "n", "k", "median_us"], kind="gemm", dtype=dtype):
+        shape = row["n"], row["k"]
+        if row["variant"] == "graph":
+            in_graphs.add(shape)
+        if row["m"] in tokens.get(shape, ()):
+            first.setdefault((row["m"], *shape), []).append(row["median_us"])
     before: dict[Any, float] = {key: float(np.mean(durations)) for key, durations in first.items()}
-    rows = [row for shape, tokens in shapes.items() for row in gemms([shape], tokens, dtype)]
+    rows = gemms(tokens, dtype, set(tokens) - in_graphs)
     name = "gemm" if dtype == "bfloat16" else f"gemm {dtype}"
     return drift(name, before, (((r["m"], r["n"], r["k"]), r["median_us"]) for r in rows))
 

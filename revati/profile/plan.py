@@ -178,23 +178,21 @@ def units_of(options: Options, known: Known) -> list[Unit]:
             shape, weight = rank_shape(model, tp), POPULARITY[model] / tp
             for precision in options.precisions if "gemm" in options.families else ():
                 dtype, suffix = PRECISIONS[precision], "" if precision == "bf16" else f"_{precision}"
-                shapes = [(s, LAYER_TOKENS[precision]) for s in layer_gemms(shape) if once("gemm", dtype, *s)]
+                # A layer's products are measured between each other, those that are known, too.
+                shapes = {
+                    s: LAYER_TOKENS[precision] if once("gemm", dtype, *s) else () for s in layer_gemms(shape)
+                }
                 head = lm_head_gemm(shape)  # which vLLM leaves in bf16
                 if precision == "bf16" and once("gemm", dtype, *head):
-                    shapes.append((head, LM_HEAD_TOKENS))
+                    shapes[head] = LM_HEAD_TOKENS
                 for family, coarse in (("gemm", True), ("gemm_between", False)):
                     wanted = {
-                        s: missing
-                        for s, tokens in shapes
-                        if (
-                            missing := known.lacking(
-                                s, dtype, [m for m in tokens if (m in COARSE_TOKENS) == coarse]
-                            )
-                        )
+                        s: known.lacking(s, dtype, [m for m in tokens if (m in COARSE_TOKENS) == coarse])
+                        for s, tokens in shapes.items()
                     }
-                    if wanted:
+                    if any(wanted.values()):
                         name = f"{model}_tp{tp}{suffix}"
-                        units.append(Unit(family, name, work.gemms(wanted, dtype), weight))
+                        units.append(Unit(family, name, work.gemms(wanted, dtype, head), weight))
             counts = (shape.num_q_heads, shape.num_kv_heads)
             name = f"q{counts[0]}_kv{counts[1]}"
             if "attention" in options.families and counts not in known.heads and once("attention", *counts):

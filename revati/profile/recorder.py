@@ -14,7 +14,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 GPU_CATEGORIES = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
-MARK = "Memcpy DtoD"
+# A copy on the GPU; graphs have a kernel for short ones.
+MARKS = ("Memcpy DtoD", "memcpy32_post")
 SPIN_CYCLES_PER_US = 1900
 FLUSH_BYTES = 160 * 2**20
 
@@ -95,6 +96,23 @@ def between_calls(rest_us: float = 0.0) -> None:
     data.amax()
 
 
+def after_marks(events: list[GpuEvent], expected: int) -> list[list[GpuEvent]]:
+    """What ran from each device-to-device copy to the next one, without them.
+
+    Raises:
+        RecordingError: the recording holds another number of such marks than was launched.
+    """
+    groups: list[list[GpuEvent]] = []
+    for event in events:
+        if event.name.startswith(MARKS):
+            groups.append([])
+        elif groups:
+            groups[-1].append(event)
+    if len(groups) != expected:
+        raise RecordingError(f"expected {expected} marks, the recording has {len(groups)}")
+    return groups
+
+
 def split_at_marks(events: list[GpuEvent], expected: int) -> list[list[GpuEvent]]:
     """The kernels of each measured call.
 
@@ -104,15 +122,7 @@ def split_at_marks(events: list[GpuEvent], expected: int) -> list[list[GpuEvent]
     Raises:
         RecordingError: the recording holds another number of marks than was launched.
     """
-    groups: list[list[GpuEvent]] = []
-    for event in events:
-        if event.name.startswith(MARK):
-            groups.append([])
-        elif groups:
-            groups[-1].append(event)
-    if len(groups) != 2 * expected:
-        raise RecordingError(f"expected {2 * expected} marks, the recording has {len(groups)}")
-    return groups[0::2]
+    return after_marks(events, 2 * expected)[0::2]
 
 
 def span_us(group: list[GpuEvent]) -> float:

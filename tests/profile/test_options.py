@@ -82,3 +82,12 @@ class TestRecorder:
         assert span_us(groups[0]) == 12.0
         with pytest.raises(RecordingError, match="expected 6 marks"):
             split_at_marks(events, 3)
+
+    def test_in_a_graph_a_call_ends_at_the_next_ones_mark(self) -> None:
+        from revati.profile.recorder import GpuEvent, after_marks
+
+        names = ["memcpy32_post", "gemm", "splitK", "Memcpy DtoD (Device -> Device)", "gemm"]
+        events = [
+            GpuEvent("kernel", name, i, 0.5, (1, 1, 1), (1, 1, 1), 0, 0, 7, 0) for i, name in enumerate(names)
+        ]
+        assert [[e.name for e in g] for g in after_marks(events, 2)] == [["gemm", "splitK"], ["gemm"]]

@@ -14,8 +14,8 @@ from revati import paths
 from revati.profile.__main__ import main
 from revati.profile.check import Drift, attention_sample, check, drift, gemm_sample
 from revati.profile.options import PRECISIONS, Options
-from revati.profile.plan import GAIN, Known, Unit, engines_within, ordered, show, units_of, within
-from revati.profile.shapes import COARSE_TOKENS, GEMM_TOKENS
+from revati.profile.plan import GAIN, POPULARITY, Known, Unit, engines_within, ordered, show, units_of, within
+from revati.profile.shapes import COARSE_TOKENS, GEMM_TOKENS, lm_head_gemm, rank_shape
 from revati.timing import db
 from revati.timing.curve import Curve
 from revati.timing.gemm import FULL_CLOCK_TOKENS, TokenCurve
@@ -132,11 +132,17 @@ def test_the_check_measures_what_it_sampled() -> None:
     gemms: dict[tuple[int, int, int], float] = {}
     for row in db.rows(measured, ["m", "n", "k", "median_us"], kind="gemm", dtype="bfloat16"):
         gemms[row["m"], row["n"], row["k"]] = row["median_us"]
+    heads = {lm_head_gemm(rank_shape(model, tp)) for model in POPULARITY for tp in (1, 2, 4, 8)}
 
-    def slower_gemms(shapes: list[tuple[int, int]], tokens: list[int], dtype: str) -> list[dict[str, Any]]:
+    def slower_gemms(
+        tokens: dict[tuple[int, int], list[int]], dtype: str, outside_graphs: set[tuple[int, int]]
+    ) -> list[dict[str, Any]]:
         assert dtype == "bfloat16"
+        assert outside_graphs == {shape for shape in tokens if shape in heads}
         return [
-            {"m": m, "n": n, "k": k, "median_us": 1.1 * gemms[m, n, k]} for n, k in shapes for m in tokens
+            {"m": m, "n": n, "k": k, "median_us": 1.1 * gemms[m, n, k]}
+            for (n, k), own in tokens.items()
+            for m in own
         ]
 
     def same_attention(q: int, kv: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
