@@ -16,13 +16,13 @@ import torch
 
 from revati.profile.parts import Row, summary
 from revati.profile.recorder import GpuEvent, between_calls, record, split_at_marks
+from revati.timing.attention_features import GRAPH_MAX_TOKENS
 from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN
 
 BLOCK_TOKENS = 16
 HEAD_DIM = 128
 CACHE_BYTES = 24 * 2**30
 GRAPH_SPLITS = 32
-GRAPH_MAX_TOKENS = 512
 GRAPH_MAX_CONTEXT = 8192
 MAX_BATCH_CONTEXT = 400_000
 MAX_QUERY_TOKENS = 8192

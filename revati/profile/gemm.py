@@ -105,18 +105,28 @@ def measure(
     return rows
 
 
-def _in_graphs(shapes: list[Shape], tokens: list[int], dtype: str) -> dict[Point, Row]:
-    """Of a graph for each number of tokens, of some layers with a product of each shape."""
+def _calls(dtype: str) -> Callable[[int, int, int], None]:
+    """A call of (m, n, k) writes its input, which marks its begin, and multiplies it by the next weight."""
     weights, multiply = Weights(dtype), product(dtype)
     source = _random(INPUT_ELEMENTS, SPREAD[dtype][0], dtype)
     target = torch.empty_like(source)
 
+    def call(m: int, n: int, k: int) -> None:
+        x = target[: m * k].view(m, k)
+        x.copy_(source[: m * k].view(m, k))
+        multiply(x, weights.next(n, k))
+
+    return call
+
+
+def _in_graphs(shapes: list[Shape], tokens: list[int], dtype: str) -> dict[Point, Row]:
+    """Of a graph for each number of tokens, of some layers with a product of each shape."""
+    call = _calls(dtype)
+
     def layers(m: int) -> None:
         for _ in range(WARMUPS + REPEATS):
             for n, k in shapes:
-                x = target[: m * k].view(m, k)
-                x.copy_(source[: m * k].view(m, k))
-                multiply(x, weights.next(n, k))
+                call(m, n, k)
 
     record(lambda: layers(tokens[0]))  # of graphs captured before a process's first recording some go missing
     pool, graphs = torch.cuda.graph_pool_handle(), []
@@ -136,25 +146,20 @@ def _in_graphs(shapes: list[Shape], tokens: list[int], dtype: str) -> dict[Point
     replays()
     plan = [(m, *shape) for m in tokens for _ in range(WARMUPS + REPEATS) for shape in shapes]
     by_point: dict[Point, list[list[GpuEvent]]] = {}
-    for point, call in zip(plan, after_marks(record(replays), len(plan)), strict=True):
-        by_point.setdefault(point, []).append(call)
+    for point, kernels in zip(plan, after_marks(record(replays), len(plan)), strict=True):
+        by_point.setdefault(point, []).append(kernels)
     return {point: _row(*point, dtype, "graph", own[WARMUPS:]) for point, own in by_point.items()}
 
 
 def _launched(plan: list[Point], dtype: str) -> list[Row]:
     """Launched from a stream, one after another."""
-    weights, multiply = Weights(dtype), product(dtype)
-    source = _random(INPUT_ELEMENTS, SPREAD[dtype][0], dtype)
-    target = torch.empty_like(source)
+    call = _calls(dtype)
 
     def work() -> None:
         for m, n, k in plan:
-            x = target[: m * k].view(m, k)
-            written = source[: m * k].view(m, k)
             rest_us = 2.0 * m * n * k / SUSTAINED_FLOP_PER_US if m <= SUSTAINED_TOKENS else 0.0
             for _ in range(WARMUPS + REPEATS):
-                x.copy_(written)
-                multiply(x, weights.next(n, k))
+                call(m, n, k)
                 between_calls(rest_us)
 
     calls = split_at_marks(record(work), len(plan) * (WARMUPS + REPEATS))

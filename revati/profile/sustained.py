@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revati.profile.gpu_state import query_gpu
+from revati.timing.attention_features import GRAPH_MAX_TOKENS
 
 if TYPE_CHECKING:
     from revati.profile.attention import Cache
@@ -138,7 +139,7 @@ def _step(
     from revati.profile import attention
 
     tokens = sum(case.query_lens)
-    mode = "graph" if tokens <= attention.GRAPH_MAX_TOKENS else "eager"
+    mode = "graph" if tokens <= GRAPH_MAX_TOKENS else "eager"
     batch = attention.Batch(mode, tuple(case.query_lens), tuple(case.context_lens))
     call = attention.prepare(batch, HEADS, HEADS, cache)
     x = torch.randn(tokens, HIDDEN, dtype=torch.bfloat16, device="cuda") * 0.1
