@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from revati.profile.shapes import Shape
 from revati.timing import db
 
 Row = dict[str, Any]
-Shape = tuple[int, int]  # of weights: n, k
 # Of numbers of tokens by weight shape, a data type, and the shapes outside of CUDA graphs.
 Gemms = Callable[[dict[Shape, list[int]], str, set[Shape]], list[Row]]
 
@@ -54,7 +54,7 @@ def drift(family: str, before: dict[Any, float], again: Iterable[tuple[Any, floa
 
 def gemm_sample(measured: pa.Table, seed: int, dtype: str = "bfloat16") -> dict[Shape, list[int]]:
     """Some tokens, small and large, of some weight shapes."""
-    tokens: dict[tuple[int, int], list[int]] = {}
+    tokens: dict[Shape, list[int]] = {}
     for row in db.rows(measured, ["m", "n", "k"], kind="gemm", dtype=dtype):
         tokens.setdefault((row["n"], row["k"]), []).append(row["m"])
     draw = random.Random(seed)

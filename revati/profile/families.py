@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from revati.profile.shapes import Shape
+
 Row = dict[str, Any]
 Measure = Callable[[], list[Row]]
 
@@ -32,7 +34,7 @@ class Work:
 
         return collective.measure(collective.gpu_count())
 
-    def gemms(self, wanted: dict[tuple[int, int], list[int]], dtype: str, head: tuple[int, int]) -> Measure:
+    def gemms(self, wanted: dict[Shape, list[int]], dtype: str, head: Shape) -> Measure:
         """Numbers of tokens by weight shape (n, k); engines launch the head's product outside of graphs."""
 
         def measure() -> list[Row]:

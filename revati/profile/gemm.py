@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from revati.profile.parts import Row, summary
 from revati.profile.recorder import GpuEvent, after_marks, between_calls, record, span_us, split_at_marks
+from revati.profile.shapes import Shape
 from revati.timing.attention_features import GRAPH_MAX_TOKENS
 from revati.timing.estimate import DTYPE_BYTES
 
@@ -24,14 +25,13 @@ SUSTAINED_FLOP_PER_US = 700e6
 WARMUPS = 2
 REPEATS = 5
 CALLS_PER_RECORDING = 4000
-REST_S = 0.003  # after each graph, which takes as long or less
+REST_S = 0.003  # after each graph; those of a 7B take 2 ms or less
 
 _CUTLASS = re.compile(r"cutlass_3x_gemm\w*")
 MAX_FP8 = 448.0
 # Standard deviation of inputs and weights; quantised ones fill FP8's range.
 SPREAD = {"bfloat16": (1.0, 0.02), "float8_e4m3": (110.0, 90.0)}
 _TORCH_DTYPE = {"bfloat16": torch.bfloat16, "float8_e4m3": torch.float8_e4m3fn}
-Shape = tuple[int, int]  # of weights: n, k
 Point = tuple[int, int, int]  # m, n, k
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of input [m, k] and weight [n, k]
 

@@ -10,6 +10,8 @@ from revati import paths
 from revati.spec import ModelShape
 from revati.timing.estimate import RankShape
 
+Shape = tuple[int, int]  # of weights: n, k
+
 # Tokens in a forward pass. Dense where CUDA graphs and tiles change, odd sizes to test in between.
 GRAPH_TOKENS = (1, 2, 4, *range(8, 257, 8), *range(272, 513, 16))
 ODD_TOKENS = (3, 12, 27, 50, 100, 143, 300, 450, 1000, 1500, 3000, 5000, 7000, 8191)
@@ -43,7 +45,7 @@ def rank_shape(model: str, tp: int) -> RankShape:
     return RankShape.of(ModelShape(model, hf_config(model)), tp)
 
 
-def layer_gemms(shape: RankShape) -> list[tuple[int, int]]:
+def layer_gemms(shape: RankShape) -> list[Shape]:
     """(n, k) of qkv, o, gate_up and down."""
     q_width = shape.num_q_heads * shape.head_dim
     kv_width = shape.num_kv_heads * shape.head_dim
@@ -55,7 +57,7 @@ def layer_gemms(shape: RankShape) -> list[tuple[int, int]]:
     ]
 
 
-def lm_head_gemm(shape: RankShape) -> tuple[int, int]:
+def lm_head_gemm(shape: RankShape) -> Shape:
     return (shape.vocab, shape.hidden)
 
 
