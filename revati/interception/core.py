@@ -58,6 +58,8 @@ class Cost(ctypes.Structure):
         ("launches", ctypes.c_int32),
         ("ranks", ctypes.c_int32),
         ("std_ns", ctypes.c_float),
+        ("crowds", ctypes.c_int32),
+        ("crowded", ctypes.c_float),
     ]
 
 

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revati.profile import meetings
+from revati.profile import crowding, meetings
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ RANKS = (2, 4, 8)
 SIZES = tuple(size for e in range(10, 27) for size in (2**e, 3 * 2 ** (e - 1)) if size <= 64 * 2**20)
 PER_GRAPH = 8
 REPLAYS = 5
-TIMEOUT_S = 170.0
+TIMEOUT_S = 260.0
 
 
 def gpu_count() -> int:
@@ -41,7 +41,7 @@ def gpu_count() -> int:
 
 
 def measure(gpus: int) -> list[Row]:
-    """Rows of kind collective for 2, 4 and 8 ranks; ``nbytes`` is what one rank puts in."""
+    """Rows of kind collective for 2, 4 and 8 ranks (``nbytes``: of one rank's input), and of kind crowded."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -96,6 +96,8 @@ def _worker(result: Path) -> None:
                 rows += _all_reduces(ranks, reduce, custom.should_custom_ar, capture)
                 rows += meetings.measure(reduce, capture, partial(_gather, gloo))
             rows += _nccl(ranks, nccl)
+            if ranks == 2:
+                rows += crowding.measure(rank, gloo, nccl)
         if rank == 0:
             _save(rows, result)
         dist.barrier(group=everyone)

@@ -25,7 +25,7 @@ SUSTAINED_FLOP_PER_US = 700e6
 WARMUPS = 2
 REPEATS = 5
 CALLS_PER_RECORDING = 4000
-REST_S = 0.003  # after each graph; those of a 7B take 2 ms or less
+REST_S = 0.003  # after each graph, or as long as it ran: back to back they would meet the power limit
 
 _CUTLASS = re.compile(r"cutlass_3x_gemm\w*")
 MAX_FP8 = 448.0
@@ -105,7 +105,7 @@ def measure(
     return rows
 
 
-def _calls(dtype: str) -> Callable[[int, int, int], None]:
+def calls(dtype: str) -> Callable[[int, int, int], None]:
     """A call of (m, n, k) writes its input, which marks its begin, and multiplies it by the next weight."""
     weights, multiply = Weights(dtype), product(dtype)
     source = _random(INPUT_ELEMENTS, SPREAD[dtype][0], dtype)
@@ -119,9 +119,14 @@ def _calls(dtype: str) -> Callable[[int, int, int], None]:
     return call
 
 
+def rest_us(m: int, n: int, k: int) -> float:
+    """How long the GPU rests after a product, so that its clock stays up."""
+    return 2.0 * m * n * k / SUSTAINED_FLOP_PER_US
+
+
 def _in_graphs(shapes: list[Shape], tokens: list[int], dtype: str) -> dict[Point, Row]:
     """Of a graph for each number of tokens, of some layers with a product of each shape."""
-    call = _calls(dtype)
+    call = calls(dtype)
 
     def layers(m: int) -> None:
         for _ in range(WARMUPS + REPEATS):
@@ -139,9 +144,10 @@ def _in_graphs(shapes: list[Shape], tokens: list[int], dtype: str) -> dict[Point
 
     def replays() -> None:
         for graph in graphs:
+            began_s = time.monotonic()
             graph.replay()
             torch.cuda.synchronize()
-            time.sleep(REST_S)
+            time.sleep(max(REST_S, time.monotonic() - began_s))
 
     replays()
     plan = [(m, *shape) for m in tokens for _ in range(WARMUPS + REPEATS) for shape in shapes]
@@ -153,17 +159,17 @@ def _in_graphs(shapes: list[Shape], tokens: list[int], dtype: str) -> dict[Point
 
 def _launched(plan: list[Point], dtype: str) -> list[Row]:
     """Launched from a stream, one after another."""
-    call = _calls(dtype)
+    call = calls(dtype)
 
     def work() -> None:
         for m, n, k in plan:
-            rest_us = 2.0 * m * n * k / SUSTAINED_FLOP_PER_US if m <= SUSTAINED_TOKENS else 0.0
+            rested_us = rest_us(m, n, k) if m <= SUSTAINED_TOKENS else 0.0
             for _ in range(WARMUPS + REPEATS):
                 call(m, n, k)
-                between_calls(rest_us)
+                between_calls(rested_us)
 
-    calls = split_at_marks(record(work), len(plan) * (WARMUPS + REPEATS))
-    each = [calls[i : i + WARMUPS + REPEATS] for i in range(0, len(calls), WARMUPS + REPEATS)]
+    found = split_at_marks(record(work), len(plan) * (WARMUPS + REPEATS))
+    each = [found[i : i + WARMUPS + REPEATS] for i in range(0, len(found), WARMUPS + REPEATS)]
     return [_row(*point, dtype, "eager", own[WARMUPS:]) for point, own in zip(plan, each, strict=True)]
 
 

@@ -36,7 +36,7 @@ SECONDS = {
     "attention": 14.0,
     "kv_write": 4.0,
     "copy": 3.0,
-    "collective": 60.0,
+    "collective": 120.0,
 }
 OWN_KIND = {"bf16": "norm", "fp8": "quant"}  # of kernels that only an engine shows
 # How often a unit's model and parallelism are asked for; each doubling of GPUs halves it.

@@ -115,6 +115,7 @@ class LaunchPricing:
         cost.duration_ns = round(estimate.duration_us * 1e3)
         cost.launches = estimate.launches
         cost.std_ns = estimate.std_us * 1e3
+        cost.crowded = estimate.crowded - 1.0
         cost.power_w, cost.clock_sensitivity = demand(self._gpu, estimate)
         cost.launch = self._log.add(name, shape, estimate)
 
@@ -162,6 +163,7 @@ class LaunchPricing:
     def _collective(self, key: LaunchKey, cost: Cost) -> tuple[str, str, Estimate]:
         name = key.name.decode()
         cost.ranks = key.ranks
+        cost.crowds = name == "broadcast"  # nobody measured what others do
         estimate = self._source.collective(name, key.bytes, key.ranks, "nccl")
         return f"nccl {name}", f"{key.bytes} bytes, {key.ranks} ranks", estimate
 

@@ -22,7 +22,8 @@ class Estimate:
     clock; ``kind`` is the kernel family (``gemm``, ``attention``, ``norm``, …).  ``flops`` and ``nbytes`` are
     the work that is done, on operands of ``dtype``, for kernels heavy enough to meet the power limit (see
     `power`).  ``launches`` is how many places of the GPU's launch queue the operation takes, ``std_us`` the
-    standard deviation of its time from one launch to the next.
+    standard deviation of its time from one launch to the next, ``crowded`` how many times as long it takes
+    beside a broadcast that waits for its source.
     """
 
     duration_us: float
@@ -34,6 +35,7 @@ class Estimate:
     launches: int = 1
     std_us: float = 0.0
     dtype: str = "bfloat16"
+    crowded: float = 1.0
 
 
 def weaker(one: Provenance, other: Provenance) -> Provenance:

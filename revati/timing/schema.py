@@ -33,6 +33,7 @@ KINDS = (
     "copy",
     "memset",
     "collective",
+    "crowded",  # a product alone, and beside a collective that waits for others
     "gap",  # idle time of the GPU between consecutive kernels
     SGLANG_SHORTER,  # by how much its attention takes less than vLLM's of the same batch
 )

@@ -66,6 +66,8 @@ struct Cost {
   int32_t launches = 1;    // places that it takes in the device's launch queue
   int32_t ranks = 0;       // a collective of so many ranks, which starts when the slowest is there
   float std_ns = 0;        // of its duration from one time to the next
+  int32_t crowds = 0;      // while it waits for other ranks, it holds a place that other kernels lack
+  float crowded = 0;       // relative growth of its duration beside one that does
 };
 
 class Group;     // rendezvous.h

@@ -89,6 +89,7 @@ void add(Demand &demand, const Cost &cost) {
   demand.ns += ns;
   demand.sensitive_ns += ns * (fixed ? cost.clock_sensitivity : attention.clock_sensitivity);
   demand.joules_e9 += ns * (fixed ? cost.power_w : attention.power_w);
+  if (fixed) demand.crowded_ns += ns * cost.crowded;
 }
 
 ns_t duration_of(const Cost &cost) {
@@ -124,11 +125,16 @@ Cost price(LaunchKey key) {
 
 }  // namespace
 
-ns_t run_at(int device, ns_t start, const Demand &demand, ns_t gaps) {
+ns_t run_at(int device, ns_t start, const Demand &demand, ns_t gaps, ns_t crowded_until) {
   PowerState &state = power_states[device];
   if (start > state.until) draw(state, power.idle_w, static_cast<double>(start - state.until));
-  const double stretched = demand.ns + demand.sensitive_ns * (clock_stretch(state) - 1);
-  if (demand.ns > 0) draw(state, demand.joules_e9 / demand.ns, stretched);
+  double stretched = demand.ns + demand.sensitive_ns * (clock_stretch(state) - 1), crowding = 0;
+  if (crowded_until > start && demand.crowded_ns > 0) {
+    const double whole = stretched + static_cast<double>(gaps) + demand.crowded_ns;
+    crowding = demand.crowded_ns * std::min(1.0, static_cast<double>(crowded_until - start) / whole);
+    stretched += crowding;
+  }
+  if (demand.ns > 0) draw(state, demand.joules_e9 / (demand.ns + crowding), stretched);
   const ns_t end = start + static_cast<ns_t>(stretched) + gaps;
   state.until = std::max(state.until, end);
   return end;
@@ -171,6 +177,7 @@ void submit(Stream *stream, const Cost &cost, Group *group, Roles roles) {
   Op op;
   op.gap = stream_gap_ns;
   op.launches = cost.launches;
+  op.crowds = cost.crowds;
   {
     std::lock_guard<std::recursive_mutex> lock(mutex);
     if (stream->capture) { stream->capture->nodes.push_back({cost, group}); return; }

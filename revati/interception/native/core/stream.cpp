@@ -2,6 +2,7 @@
 //
 // Usually that is known at once.  What follows a meeting with other ranks stays pending until they are ready.
 #include <algorithm>
+#include <limits>
 
 #include "rendezvous.h"
 #include "stream.h"
@@ -15,6 +16,22 @@ namespace {
 Stream default_streams[64];
 std::vector<Stream *> all_streams;
 
+ns_t begin_of(const Stream *stream, const Op &op) { return std::max(stream->tail + op.gap, op.issued); }
+
+// Until when collectives of other streams that wait for their peers crowd what starts then; 0: none does.
+ns_t crowded_until(const Stream *stream, ns_t start) {
+  ns_t until = 0;
+  for (const Stream *other : all_streams) {
+    if (other == stream || other->device != stream->device) continue;
+    if (other->crowds_from <= start && start < other->crowds_until) until = std::max(until, other->crowds_until);
+    if (other->pending.empty() || !other->pending.front().crowds) continue;
+    const Op &waiting = other->pending.front();
+    const ns_t begin = begin_of(other, waiting), peers = latest(waiting.meeting);
+    if (begin <= start) until = std::max(until, peers < 0 ? std::numeric_limits<ns_t>::max() : peers);
+  }
+  return until;
+}
+
 // Executes what can be; true: nothing is pending any more.
 bool progress(Stream *stream) {
   while (!stream->pending.empty()) {
@@ -25,7 +42,8 @@ bool progress(Stream *stream) {
     } else if (op.kind == Op::kRecord) {
       op.record->time = std::max(stream->tail, op.issued);
     } else {
-      ns_t start = std::max(stream->tail + op.gap, op.issued);
+      const ns_t begin = begin_of(stream, op);
+      ns_t start = begin;
       if (op.meeting.lane) {
         if (op.meeting.posts() && !op.posted) {
           op.posted = true;
@@ -37,7 +55,9 @@ bool progress(Stream *stream) {
           start = std::max(start, others);
         }
       }
-      stream->tail = run_at(stream->device, start, op.demand, op.gaps);
+      const ns_t crowded = op.demand.crowded_ns > 0 ? crowded_until(stream, start) : 0;
+      stream->tail = run_at(stream->device, start, op.demand, op.gaps, crowded);
+      if (op.crowds) { stream->crowds_from = begin; stream->crowds_until = start; }
       entered_queue(stream->device, op, stream->tail);
     }
     stream->pending.pop_front();

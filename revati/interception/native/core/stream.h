@@ -10,8 +10,8 @@ namespace revati {
 
 constexpr ns_t kUnknown = -2;
 
-// Durations at full clock, and what is needed to stretch and to power them.
-struct Demand { double ns = 0, sensitive_ns = 0, joules_e9 = 0; };
+// Durations at full clock, and what is needed to stretch and to power them; more of it beside a collective that waits.
+struct Demand { double ns = 0, sensitive_ns = 0, joules_e9 = 0, crowded_ns = 0; };
 
 // What ranks have done since they last met varies by so much from rank to rank.
 struct Drift { double variance_ns2 = 0; };
@@ -29,6 +29,7 @@ struct Op {
   ns_t issued = 0;            // host time of its submission
   int launches = 1;           // places in the launch queue
   int graph_collectives = 0;  // NCCL's kernels in a graph
+  bool crowds = false;        // others, while it waits
   Meeting meeting;
   bool posted = false;
   std::shared_ptr<Record> record;
@@ -39,6 +40,7 @@ struct Stream {
   unsigned flags = 0;
   int priority = 0;
   ns_t tail = 0;              // virtual completion of everything that is not pending
+  ns_t crowds_from = 0, crowds_until = 0;  // the last of those that did
   Drift drift;
   std::deque<Op> pending;
   Graph *capture = nullptr;   // the graph being captured, if any
@@ -65,7 +67,7 @@ REVATI_CORE void synchronize_device(int device);
 REVATI_CORE void destroy(Stream *stream);
 
 // launch.cpp
-ns_t run_at(int device, ns_t start, const Demand &demand, ns_t gaps);  // returns the end
+ns_t run_at(int device, ns_t start, const Demand &demand, ns_t gaps, ns_t crowded_until);  // returns the end
 void entered_queue(int device, const Op &op, ns_t completion);
 // Whether the device's launch queue has a place, not counting `pending`; `when` it has one.
 bool queue_place(int device, size_t pending, ns_t *when);
