@@ -93,7 +93,8 @@ class NativeCore:
         lib.revati_set_queue.argtypes = [ctypes.c_int, ctypes.c_int]
         lib.revati_set_attention.argtypes = [ctypes.c_int64] * 2 + [ctypes.c_int] * 2 + [ctypes.c_float] * 4
         lib.revati_stream_time.argtypes, lib.revati_stream_time.restype = [ctypes.c_void_p], ctypes.c_int64
-        lib.revati_stream_wait.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+        for name in ("stream_wait", "stream_crowd"):
+            getattr(lib, f"revati_{name}").argtypes = [ctypes.c_void_p, ctypes.c_int64]
         lib.revati_set_power_limit.argtypes = [ctypes.c_double] * 3 + [ctypes.c_int64]
         lib.revati_set_all_reduce_group.argtypes = [ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
         self._resolver: object = None
@@ -106,6 +107,8 @@ class NativeCore:
         # Of a CUDA stream, by its handle: when all that was submitted is complete; wait for a moment [ns].
         self.stream_time: Callable[[int], int] = lib.revati_stream_time
         self.stream_wait: Callable[[int, int], None] = lib.revati_stream_wait
+        # Waits by a kernel, beside which those of other streams take longer (`Cost.crowded`).
+        self.stream_crowd: Callable[[int, int], None] = lib.revati_stream_crowd
         self.set_attention: Callable[[int, int, int, int, float, float, float, float], None] = (
             lib.revati_set_attention
         )

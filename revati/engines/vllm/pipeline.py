@@ -93,11 +93,14 @@ class Pipeline:
         return tensors, [Handle(self._native, transfer)], []
 
     def _broadcast(self, tensor: torch.Tensor, src: int, group: Any = None, **_: Any) -> None:
-        """Sampled tokens from the last stage, which comes first here, to the others."""
+        """Sampled tokens from the last stage, which comes first here, to the others, which wait for them in
+        a kernel while they compute the next step."""
+        wait = self._native.stream_crowd
         if dist.get_rank() == src:
             nbytes = tensor.numel() * tensor.element_size()
             self._sampled_ns = self._gpu_ready_ns() + self._transfer_ns(nbytes)
-        self._native.stream_wait(torch.cuda.current_stream().cuda_stream, self._sampled_ns)
+            wait = self._native.stream_wait
+        wait(torch.cuda.current_stream().cuda_stream, self._sampled_ns)
 
     def _gpu_ready_ns(self) -> int:
         """When the current stream could begin with something submitted now."""

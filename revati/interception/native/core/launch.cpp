@@ -279,6 +279,14 @@ REVATI_API void revati_stream_wait(void *stream, int64_t ns) {
   Stream *waiting = stream_of(stream);
   waiting->tail = std::max<ns_t>(waiting->tail, ns);
 }
+// The same by a kernel that crowds those of other streams meanwhile.
+REVATI_API void revati_stream_crowd(void *stream, int64_t ns) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  Stream *waiting = stream_of(stream);
+  waiting->crowds_from = std::max(waiting->tail, now());
+  waiting->crowds_until = ns;
+  waiting->tail = std::max<ns_t>(waiting->tail, ns);
+}
 REVATI_API void revati_set_gaps(int64_t stream_ns, int64_t graph_ns) {
   stream_gap_ns = stream_ns;
   graph_gap_ns = graph_ns;
