@@ -94,3 +94,36 @@ def test_a_source_whose_time_is_known_ends_it_within_a_copy(tmp_path: Path) -> N
 def test_other_collectives_that_wait_do_not_matter(tmp_path: Path) -> None:
     found = completions_ms(tmp_path, source=(4.5, 0.0), crowds=False)
     assert found == pytest.approx([2, 3, 4, 5], abs=0.05)
+
+
+def test_a_wait_that_the_process_itself_knows_crowds_too() -> None:
+    """As of a stage that is folded into one process with the others."""
+    program = """
+import ctypes
+from revati.interception.core import NativeCore
+cuda, core = ctypes.CDLL("libcudart.so.13"), NativeCore()
+def price(key, cost):
+    cost.duration_ns, cost.crowded = 1_000_000, 0.5
+core.set_resolver(price)
+core.set_gaps(0, 0)
+streams, memory = [ctypes.c_void_p() for _ in range(2)], ctypes.c_void_p()
+for stream in streams:
+    assert cuda.cudaStreamCreate(ctypes.byref(stream)) == 0
+assert cuda.cudaMalloc(ctypes.byref(memory), ctypes.c_size_t(1 << 24)) == 0
+half = ctypes.c_void_p(memory.value + (1 << 23))
+def completion_ns(stream):
+    assert cuda.cudaMemcpyAsync(half, memory, ctypes.c_size_t(1 << 22), 3, stream) == 0
+    return core.stream_time(stream.value) - begin
+begin = core.now_ns()
+core.stream_crowd(streams[0].value, begin + 2_000_000)
+print(*(completion_ns(stream) for stream in (streams[1], streams[1], streams[1], streams[0])))
+"""
+    environment = emulated_environment(load_gpu("h200"), 1, os.environ)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    first, second, third, behind = map(int, ran.stdout.split())
+    assert first == 1_500_000
+    assert second == pytest.approx(2_500_000 + 500_000 / 3, rel=1e-3)
+    assert third - second == 1_000_000
+    assert behind == 3_000_000
