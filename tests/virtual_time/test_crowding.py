@@ -13,7 +13,7 @@ from revati.interception.gpu import load_gpu
 from revati.interception.preload import emulated_environment
 from revati.virtual_time.domain import Domain
 
-# Rank 0 is the source. Each rank copies for some ms, takes part in the broadcast at its time on a stream of
+# Rank 0 is the source. Each rank copies for some ms, takes part in two broadcasts at its time on a stream of
 # its own, and copies again, each for a millisecond (two beside a broadcast that waits), waiting for each.
 RANK = """
 import ctypes, sys, time
@@ -42,7 +42,8 @@ def copy(stream, ms):
 time.sleep(max(0, begin + at_ms / 1e3 - time.monotonic()))
 if before_ms:
     copy(side, before_ms)
-assert nccl.ncclBroadcast(None, None, ctypes.c_size_t(1), 7, 0, comm, side) == 0
+for _ in range(2):
+    assert nccl.ncclBroadcast(None, None, ctypes.c_size_t(1), 7, 0, comm, side) == 0
 if rank == 1:
     for _ in range(4):
         copy(compute, 1.0)
@@ -115,7 +116,8 @@ def completion_ns(stream):
     assert cuda.cudaMemcpyAsync(half, memory, ctypes.c_size_t(1 << 22), 3, stream) == 0
     return core.stream_time(stream.value) - begin
 begin = core.now_ns()
-core.stream_crowd(streams[0].value, begin + 2_000_000)
+for _ in range(2):
+    core.stream_crowd(streams[0].value, begin + 2_000_000)
 print(*(completion_ns(stream) for stream in (streams[1], streams[1], streams[1], streams[0])))
 """
     environment = emulated_environment(load_gpu("h200"), 1, os.environ)

@@ -283,9 +283,9 @@ REVATI_API void revati_stream_wait(void *stream, int64_t ns) {
 REVATI_API void revati_stream_crowd(void *stream, int64_t ns) {
   std::lock_guard<std::recursive_mutex> lock(mutex);
   Stream *waiting = stream_of(stream);
-  waiting->crowds_from = std::max(waiting->tail, now());
-  waiting->crowds_until = ns;
+  const ns_t from = std::max(waiting->tail, now());
   waiting->tail = std::max<ns_t>(waiting->tail, ns);
+  crowd(waiting, from, waiting->tail);
 }
 REVATI_API void revati_set_gaps(int64_t stream_ns, int64_t graph_ns) {
   stream_gap_ns = stream_ns;

@@ -57,7 +57,7 @@ bool progress(Stream *stream) {
       }
       const ns_t crowded = op.demand.crowded_ns > 0 ? crowded_until(stream, start) : 0;
       stream->tail = run_at(stream->device, start, op.demand, op.gaps, crowded);
-      if (op.crowds) { stream->crowds_from = begin; stream->crowds_until = start; }
+      if (op.crowds) crowd(stream, begin - op.gap, stream->tail);
       entered_queue(stream->device, op, stream->tail);
     }
     stream->pending.pop_front();
@@ -90,6 +90,11 @@ std::vector<Stream *> &streams() {
   if (all_streams.empty())
     for (int i = 0; i < 64; ++i) { default_streams[i].device = i; all_streams.push_back(&default_streams[i]); }
   return all_streams;
+}
+
+void crowd(Stream *stream, ns_t from, ns_t until) {
+  if (from > stream->crowds_until) stream->crowds_from = from;
+  stream->crowds_until = until;
 }
 
 Stream *stream_of(void *handle) {

@@ -40,7 +40,7 @@ struct Stream {
   unsigned flags = 0;
   int priority = 0;
   ns_t tail = 0;              // virtual completion of everything that is not pending
-  ns_t crowds_from = 0, crowds_until = 0;  // the last of those that did
+  ns_t crowds_from = 0, crowds_until = 0;  // the last of those that did, one right after the other
   Drift drift;
   std::deque<Op> pending;
   Graph *capture = nullptr;   // the graph being captured, if any
@@ -54,6 +54,8 @@ struct Event {
   Graph *capture = nullptr;
 };
 
+// A kernel of the stream does so; `from` is where the one before ended, if it followed at once.
+void crowd(Stream *stream, ns_t from, ns_t until);
 REVATI_CORE Stream *stream_of(void *handle);   // resolves the default-stream handles
 REVATI_CORE std::vector<Stream *> &streams();
 void enqueue(Stream *stream, Op op);
