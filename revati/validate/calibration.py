@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -31,6 +31,9 @@ from revati.virtual_time.host_table import HostTable, base_of, name_for
 from revati.virtual_time.spread import QUANTILES, factors
 
 LEAST_STEPS = 20
+GRAPHED = ("compiled", "full", "piecewise")  # the kinds of one engine's steps
+TYPICAL = "rented_xeon"  # the median of all machines; a step of it:
+TYPICAL_REQUESTS, TYPICAL_TOKENS, TYPICAL_LAYERS = 16, 500, 32
 LEAST_RUN_STEPS = 200  # fewer long steps tell nothing of a host that is busy with short ones
 BLOCKED = 2.0  # a step that takes so many times as long as its like waited for something,
 UNBLOCKED = "full"  # but for steps of one graph, whose host waits for nobody: it stalled
@@ -87,7 +90,26 @@ def calibrated(case: Case, default: str, out: Path) -> CalibratedHost | None:
     found = calibrate(runs, base, beside) if runs or beside else None
     if found is None:
         return None
+    if case.description["engine"] == "vllm":
+        found = with_typical_kinds(found, case.description)
     return CalibratedHost(found.write(out / f"{case.name}.yaml"), found.base, found.runs)
+
+
+def with_typical_kinds(found: Calibration, description: Mapping[str, Any]) -> Calibration:
+    """Add kinds of steps that no log shows, relative to the shown ones as on the typical machine."""
+
+    def typical(phase: str, kind: str) -> float:
+        of_step = phase, kind, TYPICAL_REQUESTS, TYPICAL_TOKENS, 1, TYPICAL_LAYERS, _ranks(phase, description)
+        return _table(TYPICAL).phase_us(*of_step) / _table(found.base).phase_us(*of_step)
+
+    by_phase: dict[str, Mapping[str, float]] = {}
+    for phase, kinds in found.by_phase.items():
+        relative = [kinds[kind] / typical(phase, kind) for kind in GRAPHED if kind in kinds]
+        by_phase[phase] = kinds
+        if relative:
+            known = {kind: round(fmean(relative) * typical(phase, kind), 4) for kind in GRAPHED}
+            by_phase[phase] = known | dict(kinds)
+    return replace(found, by_phase=by_phase)
 
 
 def _with_own_stages(case: Case, base: str, out: Path) -> CalibratedHost | None:
@@ -172,7 +194,6 @@ def calibrate(runs: Sequence[Path], base: str, beside: Sequence[Path] = ()) -> C
         relative = _relative(mine, theirs) or _relative(own, there) or 1.0
         slowdowns = {kind: round(relative * shown.slowdown, 4) for kind, shown in theirs.items()}
         slowdowns |= {kind: shown.slowdown for kind, shown in mine.items()}
-        # Kinds that no log shows are as slow as those shown.
         usual = _mean(mine.values()) if mine else relative * _mean(theirs.values())
         by_phase[phase] = dict(sorted(slowdowns.items())) | {"any": round(usual, 4)}
         spread[phase] = {kind: shown.spread for kind, shown in sorted((theirs | mine).items())}
@@ -262,11 +283,15 @@ def _logged(run: Path, description: Mapping[str, Any]) -> list[PhaseCosts]:
     return turns.costs(log) if log else []
 
 
+def _ranks(phase: str, description: Mapping[str, Any]) -> int:
+    stages = 1 if phase in WORKER_PHASES else int(description["pipeline_parallel_size"])
+    return stages * int(description["tensor_parallel_size"])
+
+
 def _pairs(costs: PhaseCosts, table: HostTable, description: Mapping[str, Any]) -> Pairs:
     stages = int(description["pipeline_parallel_size"])
     layers = math.ceil(model_shape(description["model"]).num_hidden_layers / stages)
-    tensor_parallel = int(description["tensor_parallel_size"])
-    ranks = [tensor_parallel * (1 if phase in WORKER_PHASES else stages) for phase in costs.phases]
+    ranks = [_ranks(phase, description) for phase in costs.phases]
     shapes = zip(costs.requests, costs.prompt_tokens, costs.prefills, strict=True)
     expected = [
         sum(

@@ -48,6 +48,23 @@ def test_a_case_is_calibrated_on_the_other_runs_of_its_engine(
     assert 1.2 < ratio < 1.35
 
 
+def test_kinds_that_no_log_shows_are_related_as_on_the_typical_machine(
+    measured: Path, add_run: AddRun, tmp_path: Path
+) -> None:
+    add_run("own", engine_start_s=1.0)
+    write_log(add_run("other", engine_start_s=1.0), slowdown=1.3)
+    _, table = calibrate_own(measured, tmp_path)
+    typical = HostTable.load("rented_xeon", slowdown=1.0)
+
+    def us(of: HostTable, kind: str) -> float:
+        return of.phase_us("execute", kind, 8, 300, 1, num_layers=32)
+
+    for kind in ("piecewise", "compiled"):
+        assert us(table, kind) / us(table, "full") == pytest.approx(
+            us(typical, kind) / us(typical, "full"), rel=1e-3
+        )
+
+
 def test_a_host_that_stalls_does_so_in_its_table(measured: Path, add_run: AddRun, tmp_path: Path) -> None:
     add_run("own", engine_start_s=1.0)
     write_log(add_run("other", engine_start_s=1.0), slowdown=1.3, stall=5.0)
