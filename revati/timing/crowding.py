@@ -10,19 +10,39 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-Point = tuple[str, int, int, float]  # data type, n, m, time beside a broadcast over time alone
+from revati.timing import db
+
+
+class Crowded(NamedTuple):
+    """A product of m tokens and width n, alone and beside a broadcast that waits."""
+
+    dtype: str
+    n: int
+    m: int
+    alone_us: float
+    beside_us: float
+
+
+def measured_products(measured: pa.Table) -> list[Crowded]:
+    """What a database has of them."""
+    times_us: dict[tuple[str, int, int], dict[str, float]] = {}
+    for row in db.rows(measured, ["dtype", "n", "m", "variant", "median_us"], kind="crowded"):
+        times_us.setdefault((row["dtype"], row["n"], row["m"]), {})[row["variant"]] = row["median_us"]
+    return [Crowded(*product, us["alone"], us["broadcast"]) for product, us in times_us.items()]
 
 
 class CrowdingModel:
     """Ratios over m by width n; they depend on the number of tiles of the result, not on k."""
 
-    def __init__(self, points: Iterable[Point]) -> None:
+    def __init__(self, products: Iterable[Crowded]) -> None:
         curves: dict[tuple[str, int], list[tuple[int, float]]] = {}
-        for dtype, n, m, ratio in points:
-            curves.setdefault((dtype, n), []).append((m, max(1.0, ratio)))
+        for dtype, n, m, alone_us, beside_us in products:
+            curves.setdefault((dtype, n), []).append((m, max(1.0, beside_us / alone_us)))
         self._curves = {key: sorted(found) for key, found in curves.items()}
         self._widths: dict[str, list[int]] = {}
         for dtype, n in sorted(curves):

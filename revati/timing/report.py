@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from revati import paths
 from revati.timing import db
+from revati.timing.crowding import Crowded, CrowdingModel, measured_products
 from revati.timing.curve import Curve
 from revati.timing.estimate import FP8, Estimate
 from revati.timing.gemm import FULL_CLOCK_TOKENS, MEASURED_EVERYWHERE, GemmModel, Key, curve_of
@@ -25,7 +26,7 @@ from revati.timing.gpu import GpuLimits, load_limits
 from revati.timing.timer import LAUNCH_KINDS
 from revati.timing.trees import Trees
 
-M_BUCKETS = (16, 64, 256, 512, 1024, 2048, 4096)
+M_BUCKETS = (16, 64, 256, 512, 1024, 2048, 4096, 8192)
 SHAPE_SAMPLE = 7  # every seventh point of a held-out shape
 TARGETS = {"gemm": 0.03, "attention": 0.05}  # of the weighted error; all other families:
 OTHER_TARGET = 0.08
@@ -108,6 +109,7 @@ def chapter(db_dir: Path, gpu: str) -> list[str]:
         *_inventory(measured),
         "",
         *(line for dtype in dtypes for line in _gemm_tables(limits, gemm, dtype, points[dtype])),
+        *_crowded_tables(measured_products(measured)),
         "### Attention, held out of the fit",
         "",
         *_attention(folder),
@@ -153,6 +155,23 @@ def _from_others(limits: GpuLimits, own: dict[Key, Points], others: dict[Key, Po
         for key, points in own.items()
         for m, us in points
     ]
+
+
+def _crowded_tables(products: list[Crowded]) -> Iterable[str]:
+    for dtype in sorted({one.dtype for one in products}):
+        own = [one for one in products if one.dtype == dtype]
+        every_other, width_left_out = [], []
+        for width in sorted({one.n for one in own}):
+            along = sorted((one for one in own if one.n == width), key=lambda one: one.m)
+            every_other += _beside(CrowdingModel(along[::2]), along[1:-1:2])
+            width_left_out += _beside(CrowdingModel(one for one in own if one.n != width), along)
+        for what, held in (("every other token count", every_other), ("a width", width_left_out)):
+            title = f"### Products of {dtype} beside a waiting broadcast, {what} left out"
+            yield from (title, "", *_table("m up to", _by_bucket(held)), "")
+
+
+def _beside(model: CrowdingModel, products: Iterable[Crowded]) -> list[Held]:
+    return [(one.m, one.alone_us * model.ratio(one.m, one.n, one.dtype), one.beside_us) for one in products]
 
 
 def _verdict(family: str, points: int, error: float) -> str:

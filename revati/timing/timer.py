@@ -15,8 +15,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from revati import paths
-from revati.timing import crowding, db
+from revati.timing import db
 from revati.timing.attention import AttentionModel
+from revati.timing.crowding import CrowdingModel, measured_products
 from revati.timing.curve import extrapolated
 from revati.timing.estimate import AttentionUse, Estimate, RankShape, weaker
 from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN
@@ -56,7 +57,7 @@ class KernelTimer:
         self.shape = shape
         self._scaled_kinds = {row["kind"] for row in db.rows(measured, ["kind"], method=SCALED)}
         self._gemm = GemmModel(limits, *_gemm_points(measured))
-        self._crowding = crowding.CrowdingModel(_crowded_points(measured))
+        self._crowding = CrowdingModel(measured_products(measured))
         self._launches = LaunchModel(limits, _launches(measured))
         self._copies = CopyModel(limits, _copy_points(measured))
         self._collectives = CollectiveModel(limits, _collective_points(measured))
@@ -174,18 +175,6 @@ def _gemm_points(measured: pa.Table) -> tuple[dict[Key, list[tuple[int, float]]]
         points.setdefault(key, []).append((row["m"], row["median_us"]))
         launches.setdefault(key, []).append((row["m"], row["kernel"].count("+") + 1))
     return points, launches
-
-
-def _crowded_points(measured: pa.Table) -> list[crowding.Point]:
-    times_us: dict[tuple[str, int, int, str], float] = {
-        (row["dtype"], row["n"], row["m"], row["variant"]): row["median_us"]
-        for row in db.rows(measured, ["dtype", "n", "m", "variant", "median_us"], kind="crowded")
-    }
-    return [
-        (dtype, n, m, us / times_us[dtype, n, m, "alone"])
-        for (dtype, n, m, variant), us in times_us.items()
-        if variant == "broadcast"
-    ]
 
 
 def _launches(measured: pa.Table) -> list[Launch]:

@@ -11,13 +11,17 @@ from revati.interception.core import LaunchKey, LaunchType
 from revati.interception.gpu import load_gpu
 from revati.timing import KernelTimer
 from revati.timing.attach import LaunchPricing
-from revati.timing.crowding import CrowdingModel
+from revati.timing.crowding import Crowded, CrowdingModel
 from tests.doubles.core import ResolverCore
 from tests.timing.database import SHAPE, row, write
 from tests.timing.test_kernel_timer import LLAMA7B
 
 MODEL = CrowdingModel(
-    [("bfloat16", 1000, 100, 0.98), ("bfloat16", 1000, 200, 1.5), ("bfloat16", 4000, 100, 1.2)]
+    [
+        Crowded("bfloat16", n=1000, m=100, alone_us=10.0, beside_us=9.8),
+        Crowded("bfloat16", n=1000, m=200, alone_us=10.0, beside_us=15.0),
+        Crowded("bfloat16", n=4000, m=100, alone_us=10.0, beside_us=12.0),
+    ]
 )
 
 
