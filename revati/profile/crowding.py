@@ -1,13 +1,12 @@
 """Products beside a broadcast that waits for its source, as stages of a pipeline wait for sampled tokens.
 
-The waiting kernel holds one SM. A product whose tiles fill the others loses a wave: of up to 1.9 times the
-time where it was one wave, of 1.03 to 1.2 times where it is a prefill of 4096 tokens or more, and nothing
-where SMs were to spare.
+The waiting kernel holds one SM. A product whose tiles fill all of them takes a wave more: up to 1.9 times as
+long where it was one wave, 1.03 to 1.2 times in prefills of 4096 tokens or more; where SMs are to spare, it
+takes no longer.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -84,6 +83,7 @@ def _rows(
     plan: list[Point], dtype: str, beside: Callable[[Callable[[], None]], Callable[[], None]]
 ) -> list[Row]:
     from revati.profile import gemm
+    from revati.profile.parts import summary
     from revati.profile.recorder import between_calls, record, span_us, split_at_marks
 
     call, each = gemm.calls(dtype), WARMUPS + REPEATS
@@ -108,9 +108,8 @@ def _rows(
                 "m": m,
                 "n": n,
                 "k": k,
-                "count": REPEATS,
-                "median_us": statistics.median(map(span_us, found[i * each + WARMUPS : (i + 1) * each])),
                 "method": "cupti",
+                **summary([span_us(one) for one in found[i * each + WARMUPS : (i + 1) * each]]),
             }
             for i, (m, n, k) in enumerate(plan)
         ]

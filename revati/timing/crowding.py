@@ -18,6 +18,9 @@ import pyarrow as pa
 from revati.timing import db
 
 
+_ALIKE = {"float16": "bfloat16"}  # cuBLAS has the same tiles for both
+
+
 class Crowded(NamedTuple):
     """A product of m tokens and width n, alone and beside a broadcast that waits."""
 
@@ -53,6 +56,7 @@ class CrowdingModel:
 
         A width in between is answered by its neighbours' results of the same size.
         """
+        dtype = _ALIKE.get(dtype, dtype)
         widths = self._widths.get(dtype, [])
         if not widths:
             return 1.0

@@ -40,6 +40,10 @@ def test_a_width_in_between_is_answered_by_results_of_the_same_size() -> None:
     assert MODEL.ratio(100, 2000, "bfloat16") == pytest.approx((1.5 + 1.2) / 2)
 
 
+def test_half_precision_is_like_bfloat16() -> None:
+    assert MODEL.ratio(200, 1000, "float16") == pytest.approx(1.5)
+
+
 def test_a_data_type_that_nobody_measured_is_left_alone() -> None:
     assert MODEL.ratio(200, 1000, "float8_e4m3") == 1.0
 
