@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from revati.timing import db
 
-
 _ALIKE = {"float16": "bfloat16"}  # cuBLAS has the same tiles for both
 
 
