@@ -1,7 +1,7 @@
 """Products beside a broadcast that waits for its source, as stages of a pipeline wait for sampled tokens.
 
 The waiting kernel holds one SM. A product whose tiles fill all of them takes a wave more: up to 1.9 times as
-long where it was one wave, 1.03 to 1.2 times in prefills of 4096 tokens or more; where SMs are to spare, it
+long where it was one wave, 1.02 to 1.4 times in prefills of 4096 tokens or more; where SMs are to spare, it
 takes no longer.
 """
 

@@ -31,9 +31,6 @@ from revati.virtual_time.host_table import HostTable, base_of, name_for
 from revati.virtual_time.spread import QUANTILES, factors
 
 LEAST_STEPS = 20
-GRAPHED = ("compiled", "full", "piecewise")  # the kinds of one engine's steps
-TYPICAL = "rented_xeon"  # the median of all machines; a step of it:
-TYPICAL_REQUESTS, TYPICAL_TOKENS, TYPICAL_LAYERS = 16, 500, 32
 LEAST_RUN_STEPS = 200  # fewer long steps tell nothing of a host that is busy with short ones
 BLOCKED = 2.0  # a step that takes so many times as long as its like waited for something,
 UNBLOCKED = "full"  # but for steps of one graph, whose host waits for nobody: it stalled
@@ -44,6 +41,10 @@ STALLING = 0.03
 WAKE, WAKE_REQUESTS = "wake", 8
 # Phases that every engine's core runs itself, by which the phases that no log shows are scaled.
 COMMON = ("schedule", "update")
+# What one engine's steps are of; those that no log shows are to the others as on the median of all machines.
+GRAPHED = ("compiled", "full", "piecewise")
+TYPICAL = "rented_xeon"
+TYPICAL_REQUESTS, TYPICAL_TOKENS, TYPICAL_LAYERS = 16, 500, 32
 # Another process's, and what it does besides.
 FRONTEND, OF_FRONTEND = "frontend_busy", "frontend_submit"
 

@@ -5,24 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from revati.interception.gpu import load_gpu
 from revati.interception.preload import emulated_environment
-from revati.virtual_time.domain import Domain
+from tests.virtual_time.members import run_ranks
 
 # Rank 0 is the source. Each rank copies for some ms, takes part in two broadcasts at its time on a stream of
 # its own, and copies again, each for a millisecond (two beside a broadcast that waits), waiting for each.
-RANK = """
-import ctypes, sys, time
+COPIES = """
 from revati.interception.core import LaunchType, NativeCore
-rank, at_ms, before_ms, crowds = int(sys.argv[1]), *map(float, sys.argv[2:5])
-begin = float(sys.argv[5])
-cuda, nccl = ctypes.CDLL("libcudart.so.13"), ctypes.CDLL("libnccl.so.2")
-class Id(ctypes.Structure):
-    _fields_ = [("bytes", ctypes.c_char * 128)]
+at_ms, before_ms, crowds = map(float, sys.argv[3:6])
 def price(key, cost):
     if key.type == LaunchType.COPY:
         cost.duration_ns, cost.crowded = key.bytes, 1.0
@@ -30,16 +24,12 @@ def price(key, cost):
         cost.crowds = int(crowds)
 core = NativeCore()
 core.set_resolver(price)
-assert cuda.cudaSetDevice(rank) == 0
-comm, compute, side, memory = (ctypes.c_void_p() for _ in range(4))
-assert nccl.ncclCommInitRank(ctypes.byref(comm), 2, Id(b"the same in both"), rank) == 0
-assert cuda.cudaStreamCreate(ctypes.byref(compute)) == 0
-assert cuda.cudaStreamCreate(ctypes.byref(side)) == 0
+compute, side, memory = new_stream(), new_stream(), ctypes.c_void_p()
 assert cuda.cudaMalloc(ctypes.byref(memory), ctypes.c_size_t(1 << 24)) == 0
 def copy(stream, ms):
     half = ctypes.c_void_p(memory.value + (1 << 23))
     assert cuda.cudaMemcpyAsync(half, memory, ctypes.c_size_t(int(ms * 1e6)), 3, stream) == 0
-time.sleep(max(0, begin + at_ms / 1e3 - time.monotonic()))
+sleep_until_ms(at_ms)
 if before_ms:
     copy(side, before_ms)
 for _ in range(2):
@@ -48,52 +38,31 @@ if rank == 1:
     for _ in range(4):
         copy(compute, 1.0)
         assert cuda.cudaStreamSynchronize(compute) == 0
-        print(f"{(time.monotonic() - begin) * 1e3:.3f}")
+        print(since_begin_ms())
 """
 
 
-def completions_ms(tmp_path: Path, source: tuple[float, float], crowds: bool = True) -> list[float]:
+def completions_ms(source: tuple[float, float], crowds: bool = True) -> list[float]:
     """Of rank 1's four copies, whose broadcast waits from 1 ms on.
 
     Args:
         source: when the source launches, and for how long its GPU works first.
     """
-    program = tmp_path / "rank.py"
-    program.write_text(RANK)
-    with Domain.create() as domain:
-        environment = domain.environment(emulated_environment(load_gpu("h200"), 2, os.environ))
-        clock = domain.start(
-            [sys.executable, "-c", "import time; print(time.monotonic() + 3)"],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        begin = clock.communicate()[0].strip()
-        ranks = [
-            domain.start(
-                [sys.executable, str(program), str(rank), *map(str, when), str(int(crowds)), begin],
-                env=environment,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for rank, when in enumerate((source, (1.0, 0.0)))
-        ]
-        assert domain.wait(ranks, timeout_s=60) == [0, 0]
-        return [float(line) for line in ranks[1].communicate()[0].split()]
+    return run_ranks(COPIES, [(*when, int(crowds)) for when in (source, (1.0, 0.0))])[1]
 
 
-def test_copies_take_longer_while_the_broadcast_waits(tmp_path: Path) -> None:
-    assert completions_ms(tmp_path, source=(4.5, 0.0)) == pytest.approx([3, 5, 6, 7], abs=0.05)
+def test_copies_take_longer_while_the_broadcast_waits() -> None:
+    assert completions_ms(source=(4.5, 0.0)) == pytest.approx([3, 5, 6, 7], abs=0.05)
 
 
-def test_a_source_whose_time_is_known_ends_it_within_a_copy(tmp_path: Path) -> None:
+def test_a_source_whose_time_is_known_ends_it_within_a_copy() -> None:
     """Half of the second copy's two milliseconds pass before the source's GPU is ready."""
-    found = completions_ms(tmp_path, source=(0.0, 4.0))
+    found = completions_ms(source=(0.0, 4.0))
     assert found == pytest.approx([3, 4.5, 5.5, 6.5], abs=0.05)
 
 
-def test_other_collectives_that_wait_do_not_matter(tmp_path: Path) -> None:
-    found = completions_ms(tmp_path, source=(4.5, 0.0), crowds=False)
+def test_other_collectives_that_wait_do_not_matter() -> None:
+    found = completions_ms(source=(4.5, 0.0), crowds=False)
     assert found == pytest.approx([2, 3, 4, 5], abs=0.05)
 
 

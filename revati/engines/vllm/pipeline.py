@@ -95,12 +95,13 @@ class Pipeline:
     def _broadcast(self, tensor: torch.Tensor, src: int, group: Any = None, **_: Any) -> None:
         """Sampled tokens from the last stage, which comes first here, to the others, which wait for them in
         a kernel while they compute the next step."""
-        wait = self._native.stream_crowd
+        stream = torch.cuda.current_stream().cuda_stream
         if dist.get_rank() == src:
             nbytes = tensor.numel() * tensor.element_size()
             self._sampled_ns = self._gpu_ready_ns() + self._transfer_ns(nbytes)
-            wait = self._native.stream_wait
-        wait(torch.cuda.current_stream().cuda_stream, self._sampled_ns)
+            self._native.stream_wait(stream, self._sampled_ns)
+        else:
+            self._native.stream_crowd(stream, self._sampled_ns)
 
     def _gpu_ready_ns(self) -> int:
         """When the current stream could begin with something submitted now."""

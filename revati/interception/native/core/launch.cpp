@@ -129,7 +129,7 @@ ns_t run_at(int device, ns_t start, const Demand &demand, ns_t gaps, ns_t crowde
   PowerState &state = power_states[device];
   if (start > state.until) draw(state, power.idle_w, static_cast<double>(start - state.until));
   double stretched = demand.ns + demand.sensitive_ns * (clock_stretch(state) - 1), crowding = 0;
-  if (crowded_until > start && demand.crowded_ns > 0) {
+  if (crowded_until > start) {
     const double whole = stretched + static_cast<double>(gaps) + demand.crowded_ns;
     crowding = demand.crowded_ns * std::min(1.0, static_cast<double>(crowded_until - start) / whole);
     stretched += crowding;
@@ -284,7 +284,7 @@ REVATI_API void revati_stream_crowd(void *stream, int64_t ns) {
   std::lock_guard<std::recursive_mutex> lock(mutex);
   Stream *waiting = stream_of(stream);
   const ns_t from = std::max(waiting->tail, now());
-  waiting->tail = std::max<ns_t>(waiting->tail, ns);
+  revati_stream_wait(stream, ns);
   crowd(waiting, from, waiting->tail);
 }
 REVATI_API void revati_set_gaps(int64_t stream_ns, int64_t graph_ns) {

@@ -69,7 +69,8 @@ REVATI_CORE void synchronize_device(int device);
 REVATI_CORE void destroy(Stream *stream);
 
 // launch.cpp
-ns_t run_at(int device, ns_t start, const Demand &demand, ns_t gaps, ns_t crowded_until);  // returns the end
+// Returns the end.  Until `crowded_until` it is crowded; 0: by nothing.
+ns_t run_at(int device, ns_t start, const Demand &demand, ns_t gaps, ns_t crowded_until);
 void entered_queue(int device, const Op &op, ns_t completion);
 // Whether the device's launch queue has a place, not counting `pending`; `when` it has one.
 bool queue_place(int device, size_t pending, ns_t *when);
