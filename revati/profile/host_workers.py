@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from revati.profile.host_logs import Array, Run, step_features
 from revati.profile.host_model import TERMS, Phases, predicted
 from revati.profile.regression import least_absolute_relative
+from revati.profile.worker_calls import turnaround
 
 Factors = dict[str, dict[str, dict[int, float]]]
 
@@ -17,10 +18,9 @@ Factors = dict[str, dict[str, dict[int, float]]]
 def tensor_parallel_factors(runs: list[Run], phases: Phases) -> Factors:
     """Costs of tensor-parallel engines relative to what the table says for one GPU: phase → kind → ranks.
 
-    Workers have processes of their own there. `execute` is the slowest rank's execute_model and the pause
-    after it, `sample` the slowest rank's sample_tokens; `schedule` and `update` run in a core that has its
-    caches to itself. The slowdown of these runs counts as 1. Above the measured numbers of ranks the last
-    doubling is repeated once.
+    Workers have processes of their own there. `execute` is the slowest rank's execute_model, `sample` its
+    sample_tokens; `schedule` and `update` run in a core that has its caches to itself. The slowdown of these
+    runs counts as 1. Above the measured numbers of ranks the last doubling is repeated once.
     """
     factors: Factors = {}
     for run in sorted(runs, key=lambda run: run.tensor_parallel_size):
@@ -46,7 +46,7 @@ def rank_ratios(run: Run, phases: Phases) -> dict[tuple[str, str], float]:
     kind[tokens == 0] = "idle"
     begin, end = (np.stack([r[f"execute_{edge}_s"] for r in ranks]) for edge in ("begin", "end"))
     sampling = np.stack([r["sample_end_s"] - r["sample_begin_s"] for r in ranks]).max(axis=0)
-    execute = (end - begin).max(axis=0) + ranks[0]["sample_begin_s"] - ranks[0]["execute_end_s"]
+    execute = (end - begin).max(axis=0)
     s = run.steps
     core_kind = np.where(s["prefill_requests"] > 0, "prefill", "full")
     core_kind[(s["scheduled_tokens"] == 0) | (s["scheduled_tokens"] > largest_graph)] = ""
@@ -73,16 +73,21 @@ def worker_messages(runs: list[Run]) -> Phases:
     """What it takes to hand steps to workers in processes of their own.
 
     ``dispatch`` and ``dispatch_sample`` occupy the core; ``worker_ipc`` is the way to the worker, where only
-    a worker that waits for the message shows it. The slowdown of these runs counts as 1.
+    a worker that waits for the message shows it; only a busy one shows the others. The slowdown of these runs
+    counts as 1.
     """
     costs: dict[str, list[Array]] = {"dispatch": [], "dispatch_sample": [], "worker_ipc": []}
     features: list[Array] = []
+    logs = []
     for run in runs:
         s = run.steps
         use = s["scheduled_tokens"] > 0
-        worker = pq.read_table(run.folder / "worker_0.parquet")
-        begins, ends = (worker[f"{name}_s"].to_numpy() for name in ("execute_begin", "sample_end"))
-        features.append(step_features(run, updated=False)[use])
+        table = pq.read_table(run.folder / "worker_0.parquet")
+        worker = {name: table[name].to_numpy() for name in table.column_names}
+        begins, ends = (worker[f"{name}_s"] for name in ("execute_begin", "sample_end"))
+        of_steps = step_features(run, updated=False)
+        logs.append((worker, s, of_steps))
+        features.append(of_steps[use])
         costs["dispatch"].append((s["execute_end_s"] - s["schedule_end_s"])[use])
         costs["dispatch_sample"].append((s["sample_end_s"] - s["execute_end_s"])[use])
         after = np.minimum(np.searchsorted(begins, s["execute_begin_s"]), len(begins) - 1)
@@ -100,7 +105,7 @@ def worker_messages(runs: list[Run]) -> Phases:
         if terms:
             entry = {name: round(value, 4) for name, value in terms.items() if value > 0}
             result[phase] = {"any": entry | {"samples": len(cost_us)}}
-    return result
+    return result | turnaround(logs)
 
 
 def pipeline_costs(folders: list[Path]) -> Phases:

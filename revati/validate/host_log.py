@@ -48,7 +48,7 @@ def read(folder: Path, description: Mapping[str, Any]) -> list[PhaseCosts]:
     found += _by_kind(("update",), kind[updated], update, np.ones(len(updated), np.bool_), of_updated)
     if remote:
         steps = np.flatnonzero(scheduled)
-        calls = _workers(folder, description, len(steps))
+        calls = _workers(folder, description, prefills[steps] > 0)
         of_steps = tuple(counts[steps] for counts in shape)
         for phases, cost in calls.items():
             found += _by_kind(phases, kind[steps], cost, launched[steps], of_steps)
@@ -86,19 +86,26 @@ def _updates(cost_us: Array, scheduled: npt.NDArray[np.bool_]) -> tuple[Array, C
     return cost_us[updates[:count]], steps[:count]
 
 
-def _workers(folder: Path, description: Mapping[str, Any], steps: int) -> dict[tuple[str, ...], Array]:
+def _workers(
+    folder: Path, description: Mapping[str, Any], prompts: npt.NDArray[np.bool_]
+) -> dict[tuple[str, ...], Array]:
     """Costs of the workers' phases, by step; of tensor-parallel ranks the slowest one counts.
 
     Of pipeline stages the one with the shortest execute: stages wait until the next one takes what they send,
     and for what the one before sends, so one of them did not wait. It sends, or takes as long to receive.
+    Between its calls the rank counts that hands over outputs, where the log has it.
+
+    Args:
+        prompts: which steps compute some.
     """
+    steps = len(prompts)
     calls = pq.read_table(folder / "workers.parquet")
     rank, tokens = np.asarray(calls["rank"]), np.asarray(calls["scheduled_tokens"])
     ranks = int(rank.max()) + 1
     tensor_parallel = int(description["tensor_parallel_size"])
 
-    def slowest(phase: str, first: int) -> Array:
-        members = [(rank == one) & (tokens > 0) for one in range(first, first + tensor_parallel)]
+    def slowest(phase: str, first: int, count: int = tensor_parallel) -> Array:
+        members = [(rank == one) & (tokens > 0) for one in range(first, first + count)]
         if any(int(member.sum()) != steps for member in members):
             return np.full(steps, np.nan)  # a log that began late
         cost = np.asarray(calls[f"{phase}_us"], np.float64)
@@ -107,10 +114,20 @@ def _workers(folder: Path, description: Mapping[str, Any], steps: int) -> dict[t
 
     stages = range(0, ranks, tensor_parallel)
     execute = np.min([slowest("execute", first) for first in stages], axis=0)
-    sample = slowest("sample", ranks - tensor_parallel)
+    last = ranks - tensor_parallel
+    found: dict[tuple[str, ...], Array] = {("sample",): slowest("sample", last)}
     if ranks == tensor_parallel:
-        return {("execute",): execute, ("sample",): sample}
-    return {("execute", "send"): execute, ("sample",): sample, ("receive",): slowest("sample", 0)}
+        found["execute",] = execute
+    else:
+        found |= {("execute", "send"): execute, ("receive",): slowest("sample", 0)}
+    if "to_sample_us" in calls.column_names:
+        to_execute = slowest("to_execute", last, 1)
+        found |= {
+            ("executed",): slowest("to_sample", last, 1),
+            ("sampled",): np.where(prompts, np.nan, to_execute),
+            ("sampled", "worker_unpack"): np.where(prompts, to_execute, np.nan),
+        }
+    return found
 
 
 def _by_kind(

@@ -17,7 +17,9 @@ from revati.virtual_time.spread import PLACES
 CorePhase = Literal[
     "input", "broadcast", "schedule", "dispatch", "dispatch_sample", "wake", "collect", "update", "output"
 ]
-WorkerPhase = Literal["execute", "send", "sample", "receive", "worker_ipc"]
+WorkerPhase = Literal[
+    "worker_unpack", "execute", "executed", "send", "sample", "receive", "sampled", "worker_ipc"
+]
 StagePhase = Literal["requests_receive", "requests_send", "hidden_receive", "tokens_send"]
 Phase = CorePhase | WorkerPhase | StagePhase
 FrontendPhase = Literal["arrival", "frontend_submit", "ipc", "unpack", "output_ipc", "frontend_busy"]

@@ -144,6 +144,7 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
         for stage in self.stages[:-1] if batch.query_lens else ():
             with self.meter.on(stage.process, 0):
                 self.meter.wait_until(self._pipeline.handed_over_ns(stage.rank), step, "send")
+        self._come_back("executed", step)
         if not non_block:
             return output
         future: Future[Any] = Future()
@@ -163,6 +164,7 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
         for stage in self.stages[:-1]:
             self._run(stage, sent_ns, "receive", step, grammar_output)
         sampled = SampledFuture(self, output, batch, step)
+        self._come_back("sampled", step)
         return sampled if non_block else sampled.result()
 
     def wait_for(
@@ -189,8 +191,17 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
         if not self._remote:
             with self.meter.phase(phase, step):
                 return stage.call(method, argument)
-        with self.meter.on(stage.process, sent_ns + self._message_ns()), self.meter.phase(phase, step):
-            return stage.call(method, argument)
+        with self.meter.on(stage.process, sent_ns + self._message_ns()):
+            if phase == "execute" and step.num_prefills:
+                self.meter.charge("worker_unpack", step)
+            with self.meter.phase(phase, step):
+                return stage.call(method, argument)
+
+    def _come_back(self, phase: Phase, step: StepShape) -> None:
+        """Every worker's process ends a call and looks for its next one."""
+        for stage in self.stages if self._remote else ():
+            with self.meter.on(stage.process, 0):
+                self.meter.charge(phase, step)
 
     def _message_ns(self) -> int:
         return self.meter.costs.phase_ns("worker_ipc", IDLE_STEP) or 0

@@ -19,7 +19,7 @@ from revati.spec import ModelShape
 from revati.timing.attach import LaunchPricing
 from revati.timing.estimate import AttentionUse, RankShape
 from revati.timing.source import source
-from revati.virtual_time.host import IDLE_STEP, StepShape
+from revati.virtual_time.host import IDLE_STEP, Phase, StepShape
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -57,6 +57,7 @@ class EmulatedWorker:
         self._config = config
         self._reader = BatchReader(config.model_config.get_vocab_size())
         self._step: tuple[Batch, StepShape] | None = None
+        self._called: tuple[Phase, StepShape] | None = None  # what the call in progress ends with
         gpu, parallel = process.emulation.gpu, config.parallel_config
         model = ModelShape(config.model_config.model, config.model_config.hf_text_config.to_dict())
         shape = RankShape.of(model, parallel.tensor_parallel_size)
@@ -78,6 +79,9 @@ class EmulatedWorker:
             self.pricing.set_batch(batch.query_lens, batch.context_lens)
         if sent_ns := getattr(scheduled, SENT_AT, 0):  # warm-up steps are the worker's own
             self.meter.wait_until(sent_ns + (self.meter.costs.phase_ns("worker_ipc", IDLE_STEP) or 0), step)
+        if self.remote and step.num_prefills:
+            self.meter.charge("worker_unpack", step)
+        self._called = "executed", step
         with self.meter.phase("execute", step):
             output = run(self._worker, scheduled)
         if batch.query_lens and not self._worker.model_runner.is_last_pp_rank:
@@ -94,6 +98,7 @@ class EmulatedWorker:
         assert self._step is not None
         batch, step = self._step
         last = self._worker.model_runner.is_last_pp_rank
+        self._called = "sampled", step
         with self.meter.phase("sample" if last else "receive", step):
             output = run(self._worker, grammar_output)
         if isinstance(output, AsyncModelRunnerOutput):
@@ -101,6 +106,12 @@ class EmulatedWorker:
         if output is not None and last:
             batch.write_samples(output)
         return output
+
+    def come_back(self) -> None:
+        """This process's main thread ends a call and looks for its next one."""
+        if self.remote and self._called is not None:
+            self.meter.charge(*self._called)
+            self._called = None
 
     def usage(self, folder: Path) -> dict[str, float]:
         """What a trial's row says of this worker's timings; the first one writes ``kernels.parquet``."""
@@ -116,10 +127,11 @@ class EmulatedWorker:
 def prepare(process: VllmProcess) -> None:
     """Make every worker of this process an emulated one."""
     from vllm.distributed.parallel_state import GroupCoordinator, get_tp_group
+    from vllm.v1.executor.multiproc_executor import WorkerProc
     from vllm.v1.worker.gpu_worker import Worker
 
     init_device, execute, sample = Worker.init_device, Worker.execute_model, Worker.sample_tokens
-    receive = GroupCoordinator.irecv_tensor_dict
+    receive, busy_loop = GroupCoordinator.irecv_tensor_dict, WorkerProc.worker_busy_loop
 
     def init(self: Any) -> None:
         # Before anything is captured: a graph keeps the prices of its launches.
@@ -138,6 +150,17 @@ def prepare(process: VllmProcess) -> None:
         )
         process.core.set_all_reduce_group(zlib.crc32(name.encode()), group.rank_in_group, group.world_size)
 
+    def work(self: Any) -> None:
+        dequeue = self.rpc_broadcast_mq.dequeue
+
+        def next_call(*args: Any, **kwargs: Any) -> Any:
+            self.worker.worker._revati.come_back()
+            return dequeue(*args, **kwargs)
+
+        self.rpc_broadcast_mq.dequeue = next_call
+        busy_loop(self)
+
+    WorkerProc.worker_busy_loop = work
     Worker.init_device = init
     for stage in ("load_model", "determine_available_memory", "compile_or_warm_up_model"):
         setattr(Worker, stage, telling_refusals(getattr(Worker, stage)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from revati.compact import without_token_times, write_compact
 from revati.engines.sglang.step_log import PIPELINE_TIME_COLUMNS, TIME_COLUMNS
+from revati.profile.worker_calls import between_calls
 
 STEP_COLUMNS = (
     "schedule_begin_s",
@@ -69,7 +70,8 @@ def pack(folders: Sequence[Path], out: Path, every_log: bool = False) -> list[st
             complete.add(served_by)
             write_compact(steps, out / run.name / "steps.parquet")
             if len(ranks := sorted(run.glob("logs/worker_*.parquet"))) > 1:
-                write_compact(workers(ranks), out / run.name / "workers.parquet")
+                of_core = in_workers_time(steps, description)
+                write_compact(workers(ranks, of_core), out / run.name / "workers.parquet")
         if steps is None or not first:
             requests = without_token_times(requests)
         write_compact(requests, out / run.name / "requests.parquet")
@@ -109,21 +111,34 @@ def turns(logs: Sequence[Path]) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def workers(logs: Sequence[Path]) -> pa.Table:
-    """The calls of all ranks' workers in one table, µs of host time each."""
+def in_workers_time(steps: pa.Table, description: Mapping[str, Any]) -> dict[str, Any]:
+    """A step log's numbers, times by the clock of the machine, as workers have them."""
+    start_s = description["machine"]["start_monotonic_s"]
+    numbers = {name: steps[name].to_numpy() for name in steps.column_names if name != "graph"}
+    return {name: of + start_s if name.endswith("_s") else of for name, of in numbers.items()}
+
+
+def workers(logs: Sequence[Path], steps: Mapping[str, Any]) -> pa.Table:
+    """The calls of all ranks' workers in one table, µs of host time each, and between them.
+
+    Args:
+        steps: the engine core's (see `in_workers_time`).
+    """
     parts = []
     for log in logs:
-        calls = pq.read_table(log)
-        times = {name: calls[name].to_numpy() for name in calls.column_names if name.endswith("_s")}
+        table = pq.read_table(log)
+        calls = {name: table[name].to_numpy() for name in table.column_names}
+        to_sample_us, to_execute_us = between_calls(calls, steps)
+        times_us = {
+            "execute_us": 1e6 * (calls["execute_end_s"] - calls["execute_begin_s"]),
+            "sample_us": 1e6 * (calls["sample_end_s"] - calls["sample_begin_s"]),
+            "to_sample_us": to_sample_us,
+            "to_execute_us": to_execute_us,
+        }
         columns: dict[str, Any] = {
-            "rank": np.full(calls.num_rows, int(log.stem.rpartition("_")[2])),
-            **{
-                f"{phase}_us": (1e6 * (times[f"{phase}_end_s"] - times[f"{phase}_begin_s"])).astype(
-                    np.float32
-                )
-                for phase in ("execute", "sample")
-            },
-            **{name: calls[name] for name in ("scheduled_tokens", "scheduled_requests", "most_tokens")},
+            "rank": np.full(table.num_rows, int(log.stem.rpartition("_")[2])),
+            **{name: us.astype(np.float32) for name, us in times_us.items()},
+            **{name: table[name] for name in ("scheduled_tokens", "scheduled_requests", "most_tokens")},
         }
         parts.append(pa.table(columns))
     return pa.concat_tables(parts)
