@@ -35,8 +35,8 @@ def between_calls(worker: Columns, steps: Columns) -> tuple[Array, Array]:
         steps: the engine core's, in seconds of the same clock.
 
     Returns:
-        Two arrays of shape (calls,) in µs, of the call's own sampling and of its execute: NaN where the worker
-        waited for the message to come.
+        Two arrays of shape (calls,) in µs, of the call's own sampling and of its execute; NaN where the
+        worker waited for the message to come.
     """
     to_sample_us, to_execute_us = np.full((2, len(worker["scheduled_tokens"])), np.nan)
     calls, at = paired(worker, steps)

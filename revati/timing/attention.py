@@ -8,7 +8,7 @@ physical schedule (``attention_features``). Without measurements the roofline an
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np

@@ -280,6 +280,11 @@ def test_pipeline_stages_work_on_different_steps_at_once(
     # A stage needs what the one before it has sent, which meanwhile goes on to another step.
     assert (second.end_us > first.end_us).all()
     assert (first.begin_us.shift(-1) < second.end_us).any()
+    # Nor does a busy one begin with the next step at once.
+    worker = phases[phases.core == "worker_1"].set_index("phase")
+    sampled, executing = worker.loc["sampled"], worker.loc["execute"]
+    assert (sampled.end_us > sampled.begin_us).all()
+    assert (executing.begin_us.to_numpy()[1:] >= sampled.end_us.to_numpy()[:-1]).all()
     # Each has its own rotary table: fetching another stage's in every layer would make it wait for that GPU.
     table_bytes = 4096 * 128 * 2
     kernels = pq.read_table(out_dir / "kernels.parquet").to_pandas()

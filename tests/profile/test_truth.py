@@ -237,6 +237,27 @@ def test_packed_runs_keep_bulky_tables_once(tmp_path: Path) -> None:
         assert json.loads((out / name / "run.json").read_text()) == {"case": "a"}
 
 
+def test_packed_runs_tell_what_workers_need_between_their_calls(tmp_path: Path) -> None:
+    run = tmp_path / "source" / "a"
+    write_compact(requests_table([outcome(100.0, [100.5])], 99.0), run / "requests.parquet")
+    (run / "run.json").write_text(json.dumps({"machine": {"start_monotonic_s": 99.0}}))
+    sent_s = {"execute_end_s": [1.0, 1.002], "sample_end_s": [1.001, 1.003]}
+    steps = {name: [1.0, 1.0] for name in TIME_COLUMNS} | {name: [4, 4] for name in COUNT_COLUMNS} | sent_s
+    write_compact(pa.table(steps), run / "steps.parquet")
+    call = {"execute_begin_s": 100.001, "execute_end_s": 100.011}
+    call |= {"sample_begin_s": 100.01104, "sample_end_s": 100.02}
+    call |= {"scheduled_tokens": 4, "scheduled_requests": 4, "most_tokens": 1}
+    behind = {name: value + 0.01907 if name.endswith("_s") else value for name, value in call.items()}
+    for rank in (0, 1):
+        write_compact(pa.Table.from_pylist([call, behind]), run / "logs" / f"worker_{rank}.parquet")
+    pack([tmp_path / "source"], tmp_path / "out")
+    calls = pq.read_table(tmp_path / "out" / "a" / "workers.parquet").to_pylist()
+    assert [one["rank"] for one in calls] == [0, 0, 1, 1]
+    assert [one["to_sample_us"] for one in calls] == pytest.approx([40.0] * 4, abs=0.1)
+    assert calls[1]["to_execute_us"] == pytest.approx(70.0, abs=0.1)
+    assert np.isnan(calls[0]["to_execute_us"])
+
+
 def test_packed_runs_keep_a_log_an_engine_process(tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "packed"
     row = dict.fromkeys(sglang_log.TIME_COLUMNS, 1.0000004) | {"end_s": 2.5}

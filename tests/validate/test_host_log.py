@@ -14,6 +14,7 @@ from .conftest import AddRun
 from .step_logs import write_log
 
 LAUNCHING_S, WAITING_S = 0.02, 0.1
+CALLS_US = {"execute": 900.0, "sample": 500.0, "to_sample": 40.0, "to_execute": 70.0}
 
 
 def test_steps_behind_a_long_prefill_say_nothing_of_launching(add_run: AddRun) -> None:
@@ -41,3 +42,31 @@ def test_steps_behind_a_long_prefill_say_nothing_of_launching(add_run: AddRun) -
     assert np.isclose(max(execute.cost_us), 1e6 * LAUNCHING_S)
     (schedule,) = [one for one in costs if (one.phases, one.kind) == (("schedule",), "compiled")]
     assert len(schedule.cost_us) == len(alone + waiting)
+
+
+def test_workers_logs_tell_what_their_processes_need_between_calls(add_run: AddRun) -> None:
+    """Two ranks of which the first hands over outputs; every third step has a prompt."""
+    folder = add_run("ranks", num_gpus=2, tensor_parallel_size=2)
+    write_log(folder, slowdown=1.0)
+    log = pq.read_table(folder / "steps.parquet")
+    prompts = np.arange(log.num_rows) % 3 == 0
+    prefills = pa.array(prompts.astype(np.int64))
+    log = log.set_column(log.column_names.index("prefill_requests"), "prefill_requests", prefills)
+    pq.write_table(log, folder / "steps.parquet")
+    shape = {name: log[name] for name in ("scheduled_tokens", "scheduled_requests")}
+    ranks = [
+        pa.table(
+            {"rank": np.full(log.num_rows, rank), **shape}
+            | {f"{name}_us": np.full(log.num_rows, us + 10 * rank) for name, us in CALLS_US.items()}
+        )
+        for rank in (0, 1)
+    ]
+    pq.write_table(pa.concat_tables(ranks), folder / "workers.parquet")
+    found: dict[tuple[str, ...], list[float]] = {}
+    for costs in host_log.read(folder, json.loads((folder / "run.json").read_text())):
+        found.setdefault(costs.phases, []).extend(costs.cost_us)
+    assert set(found["execute",]) == {910.0}  # the slowest rank's
+    assert set(found["executed",]) == {40.0}
+    assert set(found["sampled",]) == set(found["sampled", "worker_unpack"]) == {70.0}
+    assert len(found["sampled", "worker_unpack"]) == np.sum(prompts)
+    assert len(found["sampled",]) + np.sum(prompts) == len(found["executed",])
