@@ -109,7 +109,7 @@ class EmulatedWorker:
 
     def come_back(self) -> None:
         """This process's main thread ends a call and looks for its next one."""
-        if self.remote and self._called is not None:
+        if self._called is not None:
             self.meter.charge(*self._called)
             self._called = None
 
