@@ -46,7 +46,7 @@ def layer(timer: KernelTimer, case: Case) -> tuple[list[Estimate], list[Estimate
     attention, products = [], []
     if case.attention:
         main, combine = timer.attention(np.array(case.query_lens), np.array(case.context_lens))
-        attention = [main, replace(combine, kind="other", flops=0.0)]
+        attention = [main, combine._replace(kind="other", flops=0.0)]
     if case.products:
         tokens = sum(case.query_lens)
         products = [timer.gemm(tokens, n, k, "bfloat16", "bfloat16") for n, k in PRODUCTS]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from revati.timing.estimate import Estimate, Provenance, weaker
 
@@ -15,7 +15,7 @@ EXTRAPOLATED_REL_STD = 0.2
 def extrapolated(found: Estimate) -> Estimate:
     """The same duration for something else than was asked about: extrapolated at best."""
     provenance, rel_std = weaker(found.provenance, "extrapolated"), max(found.rel_std, EXTRAPOLATED_REL_STD)
-    return replace(found, provenance=provenance, rel_std=rel_std)
+    return found._replace(provenance=provenance, rel_std=rel_std)
 
 
 @dataclass(frozen=True, slots=True)

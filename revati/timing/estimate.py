@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from revati.spec import ModelShape
 
@@ -14,8 +14,7 @@ PROVENANCES: tuple[str, ...] = get_args(Provenance)  # best first
 AttentionUse = Literal["graph", "eager", "sglang"]
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(NamedTuple):
     """The time that a GPU spends on one operation.
 
     ``rel_std`` is the expected relative error (one standard deviation) of ``duration_us``, at the GPU's full
@@ -24,6 +23,8 @@ class Estimate:
     `power`).  ``launches`` is how many places of the GPU's launch queue the operation takes, ``std_us`` the
     standard deviation of its time from one launch to the next, ``crowded`` how many times as long it takes
     beside a broadcast that waits for its source.
+
+    A tuple, because every engine step makes some, and a frozen dataclass takes four times as long.
     """
 
     duration_us: float

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import math
-from dataclasses import replace
 
 import numpy as np
 
@@ -60,7 +59,7 @@ class TokenCurve:
             for neighbour in (i, i - 1):
                 if _row(int(at[neighbour])) == _row(m):
                     same_row_us = self._usual.duration_us[neighbour]
-                    return replace(between, duration_us=0.5 * (between.duration_us + same_row_us))
+                    return between._replace(duration_us=0.5 * (between.duration_us + same_row_us))
         return between
 
 
@@ -89,7 +88,7 @@ class TileCurve:
         same_row = [j for j in (i - 1, i) if _cutlass_row(int(at[j])) == _cutlass_row(m)]
         if len(same_row) != 1:
             return between
-        return replace(between, duration_us=self._measured.duration_us[same_row[0]])
+        return between._replace(duration_us=self._measured.duration_us[same_row[0]])
 
 
 def _cutlass_row(m: int) -> int:

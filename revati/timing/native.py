@@ -64,16 +64,10 @@ class ForestTables(ctypes.Structure):
     ]
 
 
-library = ctypes.CDLL(str(TIMING_LIBRARY))
+# It keeps the interpreter's lock: its calls take microseconds.
+library = ctypes.PyDLL(str(TIMING_LIBRARY))
 library.revati_forest_predict.argtypes = [ctypes.POINTER(ForestTables), ctypes.c_void_p, ctypes.c_void_p]
 library.revati_forest_predict.restype = None
-library.revati_describe_batch.argtypes = [
-    ctypes.POINTER(Device),
-    ctypes.POINTER(ForestTables),
-    ctypes.c_void_p,
-    ctypes.c_void_p,
-    ctypes.c_int64,
-    ctypes.c_int64,
-    ctypes.POINTER(Batch),
-]
+# Addresses of a Device, ForestTables (or None), query and context lengths; requests, graph_tokens; a Batch's.
+library.revati_describe_batch.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 2 + [ctypes.c_void_p]
 library.revati_describe_batch.restype = None

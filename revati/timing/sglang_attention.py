@@ -6,7 +6,7 @@ Both call FlashAttention 3, each a build of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ class Shorter:
     def of(self, theirs: Estimate, requests: int) -> Estimate:
         """From vLLM's of the same batch."""
         duration_us = theirs.duration_us - float(np.interp(requests, self.requests, self.shorter_us))
-        return replace(theirs, duration_us=max(duration_us, LEAST * theirs.duration_us))
+        return theirs._replace(duration_us=max(duration_us, LEAST * theirs.duration_us))
 
 
 UNKNOWN = Shorter((1.0,), (0.0,))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,11 +95,10 @@ class KernelTimer:
     ) -> Estimate:
         """out[m, n] = a[m, k] @ w[n, k]^T, ``batch`` times; m is the number of tokens."""
         one = self._gemm.estimate(max(1, m), max(1, n), max(1, k), dtype, out_dtype)
-        one = replace(one, crowded=self._crowding.ratio(m, n, one.dtype))
+        one = one._replace(crowded=self._crowding.ratio(m, n, one.dtype))
         if batch <= 1:
             return self._varying(one)
-        return replace(
-            one,
+        return one._replace(
             duration_us=one.duration_us * batch,
             provenance=weaker(one.provenance, "extrapolated"),
             rel_std=max(one.rel_std, 0.3),
@@ -130,7 +128,7 @@ class KernelTimer:
     def _varying(self, found: Estimate) -> Estimate:
         if self._jitter is NO_JITTER:
             return found
-        return replace(found, std_us=self._jitter.std_us(found.duration_us))
+        return found._replace(std_us=self._jitter.std_us(found.duration_us))
 
     def _as_known(self, found: Estimate) -> Estimate:
         """What rests on another GPU's measurements is extrapolated."""

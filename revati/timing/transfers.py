@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from revati.timing.curve import Curve, extrapolated
 from revati.timing.estimate import Estimate
 from revati.timing.gpu import GpuLimits
@@ -70,7 +68,7 @@ class CollectiveModel:
         at = min(max(nbytes, meeting.at[0]), meeting.at[-1])
         in_a_row = self._curves["all_reduce", impl, nearest].estimate(at, "collective")
         longer_us = max(0.0, meeting.estimate(at, "collective").duration_us - in_a_row.duration_us)
-        found = replace(alone, duration_us=alone.duration_us + longer_us)
+        found = alone._replace(duration_us=alone.duration_us + longer_us)
         return found if nearest == ranks else extrapolated(found)
 
     def _nearest_ranks(self, op: str, impl: str, ranks: int) -> int | None:
