@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from numpy.typing import NDArray
 
 from revati import paths
 from revati.timing import KernelTimer, RankShape, UnknownGpuError, db, schema
@@ -430,28 +428,18 @@ class TestShippedH200:
 
 @pytest.mark.parametrize("new_tokens", [1, 300], ids=["decodes", "with a prompt"])
 def test_attention_is_answered_within_50_us(new_tokens: int) -> None:
-    """CPU time of one ragged batch's answer, after something else has used the caches.
-
-    Allowed are two of NumPy's medians of 200 numbers, 40 us on a quiet machine: beside programs that use up
-    the memory's bandwidth either takes up to ten times as long.
-    """
+    """CPU time of one ragged batch's answer, after something else has used the caches."""
     timer = KernelTimer(paths.kernel_db_dir(), "h200", LLAMA7B)
     draw = np.random.default_rng(0)
     elsewhere = np.zeros(1 << 20)
-
-    def took_us(call: Callable[..., object], *arguments: NDArray[np.int64]) -> float:
-        np.add(elsewhere, 1.0, out=elsewhere)
-        begin_ns = time.thread_time_ns()
-        call(*arguments)
-        return (time.thread_time_ns() - begin_ns) / 1e3
-
-    answers_us, medians_us = [], []
-    for _ in range(1000):
+    took_us = []
+    for _ in range(400):
         queries = np.ones(200, dtype=np.int64)
         queries[0] = new_tokens
         contexts = draw.integers(300, 1500, 200)
-        answers_us.append(took_us(timer.attention, queries, contexts))
-        medians_us.append(took_us(np.median, contexts))
+        elsewhere += 1.0
+        begin_ns = time.thread_time_ns()
+        timer.attention(queries, contexts)
+        took_us.append((time.thread_time_ns() - begin_ns) / 1e3)
     # Other programs on this core make single answers slower, never faster.
-    answer_us, median_us = (float(np.quantile(us, 0.25)) for us in (answers_us, medians_us))
-    assert answer_us < 2 * median_us
+    assert np.quantile(took_us, 0.25) < 50
