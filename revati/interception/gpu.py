@@ -55,7 +55,10 @@ class PowerModel:
     other_w: float
     gemm_sensitivity: float
     gemm_bound: float
+    fp8_sensitivity: float
     attention_sensitivity: float
+    quant_sensitivity: float
+    other_sensitivity: float
 
     def stretch(self, power_w: float) -> float:
         """How much longer the clock's period gets while the average power stays at ``power_w``."""
@@ -64,10 +67,11 @@ class PowerModel:
         excess = (power_w - self.idle_w) / (self.limit_w - self.idle_w)
         return float(excess ** (1.0 / self.exponent))
 
-    def gemm(self, flops_share: float, bytes_share: float) -> tuple[float, float]:
+    def gemm(self, flops_share: float, bytes_share: float, fp8: bool) -> tuple[float, float]:
         """(power in W, sensitivity to the clock) of a GEMM at these shares of the GPU's peak rates."""
         power_w = self.idle_w + self.gemm_flops_w * flops_share + self.gemm_bytes_w * bytes_share
-        return power_w, self.gemm_sensitivity * min(1.0, flops_share / self.gemm_bound)
+        sensitivity = self.fp8_sensitivity if fp8 else self.gemm_sensitivity
+        return power_w, sensitivity * min(1.0, flops_share / self.gemm_bound)
 
     def attention(self, flops_share: float, bytes_share: float) -> tuple[float, float]:
         power_w = self.idle_w + self.attention_flops_w * flops_share + self.attention_bytes_w * bytes_share

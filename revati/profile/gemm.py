@@ -14,12 +14,13 @@ from revati.profile.parts import Row, summary
 from revati.profile.recorder import GpuEvent, after_marks, between_calls, record, span_us, split_at_marks
 from revati.profile.shapes import Shape
 from revati.timing.attention_features import GRAPH_MAX_TOKENS
-from revati.timing.estimate import DTYPE_BYTES
+from revati.timing.estimate import DTYPE_BYTES, FP8
 
 POOL_BYTES = 6 * 2**30  # a weight comes round again long after it left the cache
 INPUT_ELEMENTS = 16384 * 28672
 # A prefill of this many tokens lasts long enough to meet the power limit, so larger ones are measured under
-# it; smaller ones are measured with a rest before each call.
+# it; smaller ones are measured with a rest before each call. In FP8 all are: the clock does less to them than
+# the cache, which inputs of more tokens don't fit into.
 SUSTAINED_TOKENS = 4096
 SUSTAINED_FLOP_PER_US = 700e6
 WARMUPS = 2
@@ -164,7 +165,7 @@ def _launched(plan: list[Point], dtype: str) -> list[Row]:
 
     def work() -> None:
         for m, n, k in plan:
-            rested_us = rest_us(m, n, k) if m <= SUSTAINED_TOKENS else 0.0
+            rested_us = rest_us(m, n, k) if m <= SUSTAINED_TOKENS or dtype in FP8 else 0.0
             for _ in range(WARMUPS + REPEATS):
                 call(m, n, k)
                 between_calls(rested_us)

@@ -21,12 +21,12 @@ from revati.timing import db
 from revati.timing.crowding import Crowded, CrowdingModel, measured_products
 from revati.timing.curve import Curve
 from revati.timing.estimate import FP8, Estimate
-from revati.timing.gemm import FULL_CLOCK_TOKENS, MEASURED_EVERYWHERE, GemmModel, Key, curve_of
+from revati.timing.gemm import MEASURED_EVERYWHERE, GemmModel, Key, curve_of, full_clock_tokens
 from revati.timing.gpu import GpuLimits, load_limits
 from revati.timing.timer import LAUNCH_KINDS
 from revati.timing.trees import Trees
 
-M_BUCKETS = (16, 64, 256, 512, 1024, 2048, 4096, 8192)
+M_BUCKETS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
 SHAPE_SAMPLE = 7  # every seventh point of a held-out shape
 TARGETS = {"gemm": 0.03, "attention": 0.05}  # of the weighted error; all other families:
 OTHER_TARGET = 0.08
@@ -71,8 +71,8 @@ def report(db_dir: Path) -> str:
         "absolute error is weighted by duration.",
         "",
         "GEMM, a token count left out: it is interpolated between its neighbours. The grid's spacing is",
-        "doubled by leaving a point out, so the error between grid points is smaller. Up to",
-        f"{FULL_CLOCK_TOKENS} tokens: longer products met the power limit while they were measured.",
+        "doubled by leaving a point out, so the error between grid points is smaller. In bf16 up to",
+        f"{full_clock_tokens(MEASURED_EVERYWHERE)} tokens: longer products met the power limit while they were measured.",
         "`python -m revati.profile.power_fit` says how well the power model explains what it does.",
         "",
     ]
@@ -87,7 +87,7 @@ def chapter(db_dir: Path, gpu: str) -> list[str]:
     limits = load_limits(paths.conf_dir() / "gpu", gpu)
     folder = db.partition(db_dir, gpu) / "fitted"
     every = _curves(measured, "gemm", ["n", "k", "dtype"], "m")
-    gemm = {key: [(m, us) for m, us in own if m <= FULL_CLOCK_TOKENS] for key, own in every.items()}
+    gemm = {key: [(m, us) for m, us in own if m <= full_clock_tokens(key[2])] for key, own in every.items()}
     dtypes = sorted({key[2] for key in gemm})  # bfloat16 first
     points = {dtype: _left_out_tokens(gemm, dtype) for dtype in dtypes}
     others = _launch_errors(measured)

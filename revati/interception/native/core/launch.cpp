@@ -128,13 +128,13 @@ Cost price(LaunchKey key) {
 ns_t run_at(int device, ns_t start, const Demand &demand, ns_t gaps, ns_t crowded_until) {
   PowerState &state = power_states[device];
   if (start > state.until) draw(state, power.idle_w, static_cast<double>(start - state.until));
-  double stretched = demand.ns + demand.sensitive_ns * (clock_stretch(state) - 1), crowding = 0;
-  if (crowded_until > start) {
-    const double whole = stretched + static_cast<double>(gaps) + demand.crowded_ns;
-    crowding = demand.crowded_ns * std::min(1.0, static_cast<double>(crowded_until - start) / whole);
-    stretched += crowding;
+  double stretched = demand.ns + demand.sensitive_ns * (clock_stretch(state) - 1), crowding = 1;
+  if (crowded_until > start && demand.ns > 0) {
+    const double most = demand.crowded_ns / demand.ns, whole = stretched * (1 + most) + static_cast<double>(gaps);
+    crowding += most * std::min(1.0, static_cast<double>(crowded_until - start) / whole);
+    stretched *= crowding;
   }
-  if (demand.ns > 0) draw(state, demand.joules_e9 / (demand.ns + crowding), stretched);
+  if (demand.ns > 0) draw(state, demand.joules_e9 / (demand.ns * crowding), stretched);
   const ns_t end = start + static_cast<ns_t>(stretched) + gaps;
   state.until = std::max(state.until, end);
   return end;
