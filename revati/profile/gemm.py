@@ -19,8 +19,8 @@ from revati.timing.estimate import DTYPE_BYTES, FP8
 POOL_BYTES = 6 * 2**30  # a weight comes round again long after it left the cache
 INPUT_ELEMENTS = 16384 * 28672
 # A prefill of this many tokens lasts long enough to meet the power limit, so larger ones are measured under
-# it; smaller ones are measured with a rest before each call. In FP8 all are: the clock does less to them than
-# the cache, which inputs of more tokens don't fit into.
+# it; smaller ones are measured with a rest before each call. In FP8 all are: the clock does less to them, and
+# their rate at full clock changes with their inputs' size.
 SUSTAINED_TOKENS = 4096
 SUSTAINED_FLOP_PER_US = 700e6
 WARMUPS = 2

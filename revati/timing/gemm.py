@@ -19,10 +19,10 @@ RECTANGLE_REL_STD = 0.08
 # FP8 products, answered from bf16 ones, come out 14 % wrong (H200; 23 %: H100; weighted), mostly too short.
 OTHER_DTYPE_REL_STD = 0.3
 MEASURED_EVERYWHERE = "bfloat16"
-# Longer products in bf16 met the power limit while they were measured; what that does to them is modelled where
-# they run (`power`), so here their rate is that of the longest product at full clock, which lasts: alone, 8192
+# Longer products in bf16 met the power limit while they were measured; what that does to them is modelled
+# where they run (`power`), so here their rate is that of the longest product at full clock; with rests, 8192
 # tokens take twice as long as 4096 to 1.5 %. Where it is not modelled, they take what they took. FP8's were
-# measured with rests, and those that are wide get up to 1.2 times slower, since their inputs leave the cache.
+# measured with rests, since their rate doesn't last: that of wide ones falls by up to a fifth.
 FULL_CLOCK_TOKENS = 4096
 # For many tokens most of cuBLAS's tiles are 128 tokens high; for few it has kernels of many heights.
 TILE_TOKENS = 128

@@ -72,7 +72,7 @@ def report(db_dir: Path) -> str:
         "",
         "GEMM, a token count left out: it is interpolated between its neighbours. The grid's spacing is",
         "doubled by leaving a point out, so the error between grid points is smaller. In bf16 up to",
-        f"{full_clock_tokens(MEASURED_EVERYWHERE)} tokens: longer products met the power limit while they were measured.",
+        f"{full_clock_tokens(MEASURED_EVERYWHERE)} tokens: longer ones met the power limit when measured.",
         "`python -m revati.profile.power_fit` says how well the power model explains what it does.",
         "",
     ]

@@ -348,6 +348,11 @@ class TestShippedH200:
         assert (short.provenance, long.provenance) == ("measured", "interpolated")
         assert long.flops == 2 * short.flops == 2.0 * 8192 * 12288 * 4096
 
+    def test_wide_gemms_in_fp8_get_slower_with_their_inputs(self, shipped: KernelTimer) -> None:
+        short, long = (shipped.gemm(m, 28672, 4096, "float8_e4m3", "bfloat16") for m in (4096, 16384))
+        assert (short.provenance, long.provenance) == ("measured", "measured")
+        assert long.duration_us > 1.1 * 4 * short.duration_us
+
     def test_gemms_stay_between_the_ceiling_and_a_tenth_of_it(self, table: pa.Table) -> None:
         for r in db.rows(table, ["m", "n", "k", "dtype", "median_us"], kind="gemm"):
             m, n, k = r["m"], r["n"], r["k"]

@@ -66,35 +66,59 @@ def test_other_collectives_that_wait_do_not_matter() -> None:
     assert found == pytest.approx([2, 3, 4, 5], abs=0.05)
 
 
-def test_a_wait_that_the_process_itself_knows_crowds_too() -> None:
-    """As of a stage that is folded into one process with the others."""
-    program = """
+# Prints when copies complete, in ns from `begin`, that are crowded by the waits of a stream in this process.
+ALONE = """
 import ctypes
 from revati.interception.core import NativeCore
 cuda, core = ctypes.CDLL("libcudart.so.13"), NativeCore()
+watts = sensitivity = 0.0
 def price(key, cost):
-    cost.duration_ns, cost.crowded = 1_000_000, 0.5
+    cost.duration_ns, cost.crowded = key.bytes, 0.5
+    cost.power_w, cost.clock_sensitivity = watts, sensitivity
 core.set_resolver(price)
 core.set_gaps(0, 0)
 streams, memory = [ctypes.c_void_p() for _ in range(2)], ctypes.c_void_p()
 for stream in streams:
     assert cuda.cudaStreamCreate(ctypes.byref(stream)) == 0
-assert cuda.cudaMalloc(ctypes.byref(memory), ctypes.c_size_t(1 << 24)) == 0
-half = ctypes.c_void_p(memory.value + (1 << 23))
-def completion_ns(stream):
-    assert cuda.cudaMemcpyAsync(half, memory, ctypes.c_size_t(1 << 22), 3, stream) == 0
+assert cuda.cudaMalloc(ctypes.byref(memory), ctypes.c_size_t(1 << 31)) == 0
+half = ctypes.c_void_p(memory.value + (1 << 30))
+def completion_ns(stream, ns=1_000_000):
+    assert cuda.cudaMemcpyAsync(half, memory, ctypes.c_size_t(ns), 3, stream) == 0
     return core.stream_time(stream.value) - begin
 begin = core.now_ns()
+"""
+
+
+def printed(program: str) -> list[int]:
+    environment = emulated_environment(load_gpu("h200"), 1, os.environ)
+    ran = subprocess.run(
+        [sys.executable, "-c", ALONE + program], env=environment, capture_output=True, text=True, check=True
+    )
+    return [int(word) for word in ran.stdout.split()]
+
+
+def test_a_wait_that_the_process_itself_knows_crowds_too() -> None:
+    """As of a stage that is folded into one process with the others."""
+    first, second, third, behind = printed("""
 for _ in range(2):
     core.stream_crowd(streams[0].value, begin + 2_000_000)
 print(*(completion_ns(stream) for stream in (streams[1], streams[1], streams[1], streams[0])))
-"""
-    environment = emulated_environment(load_gpu("h200"), 1, os.environ)
-    ran = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-    )
-    first, second, third, behind = map(int, ran.stdout.split())
+""")
     assert first == 1_500_000
     assert second == pytest.approx(2_500_000 + 500_000 / 3, rel=1e-3)
     assert third - second == 1_000_000
     assert behind == 3_000_000
+
+
+def test_at_a_lower_clock_what_is_crowded_takes_longer_in_proportion() -> None:
+    hot, crowded = printed("""
+core.set_power_limit(100.0, 0.0, 1.0, 1_000_000)
+watts, sensitivity = 200.0, 1.0
+at = completion_ns(streams[1], 1_000_000_000)
+for _ in range(2):
+    at, before = completion_ns(streams[1]), at
+core.stream_crowd(streams[0].value, begin + 20_000_000_000)
+print(at - before, completion_ns(streams[1]) - at)
+""")
+    assert hot == pytest.approx(2_000_000, rel=1e-3)  # at half the clock
+    assert crowded == pytest.approx(1.5 * hot, rel=1e-3)
