@@ -14,14 +14,11 @@ from revati.profile.parts import Row, summary
 from revati.profile.recorder import GpuEvent, after_marks, between_calls, record, span_us, split_at_marks
 from revati.profile.shapes import Shape
 from revati.timing.attention_features import GRAPH_MAX_TOKENS
-from revati.timing.estimate import DTYPE_BYTES, FP8
+from revati.timing.estimate import DTYPE_BYTES
+from revati.timing.gemm import full_clock_tokens
 
 POOL_BYTES = 6 * 2**30  # a weight comes round again long after it left the cache
 INPUT_ELEMENTS = 16384 * 28672
-# A prefill of this many tokens lasts long enough to meet the power limit, so larger ones are measured under
-# it; smaller ones are measured with a rest before each call. In FP8 all are: the clock does less to them, and
-# their rate at full clock changes with their inputs' size.
-SUSTAINED_TOKENS = 4096
 SUSTAINED_FLOP_PER_US = 700e6
 WARMUPS = 2
 REPEATS = 5
@@ -160,12 +157,12 @@ def _in_graphs(shapes: list[Shape], tokens: list[int], dtype: str) -> dict[Point
 
 
 def _launched(plan: list[Point], dtype: str) -> list[Row]:
-    """Launched from a stream, one after another."""
+    """Launched from a stream, one after another; those that aren't to be at full clock without rests."""
     call = calls(dtype)
 
     def work() -> None:
         for m, n, k in plan:
-            rested_us = rest_us(m, n, k) if m <= SUSTAINED_TOKENS or dtype in FP8 else 0.0
+            rested_us = rest_us(m, n, k) if m <= full_clock_tokens(dtype) else 0.0
             for _ in range(WARMUPS + REPEATS):
                 call(m, n, k)
                 between_calls(rested_us)
