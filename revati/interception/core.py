@@ -95,7 +95,8 @@ class NativeCore:
         lib.revati_stream_time.argtypes, lib.revati_stream_time.restype = [ctypes.c_void_p], ctypes.c_int64
         for name in ("stream_wait", "stream_crowd"):
             getattr(lib, f"revati_{name}").argtypes = [ctypes.c_void_p, ctypes.c_int64]
-        lib.revati_set_power_limit.argtypes = [ctypes.c_double] * 3 + [ctypes.c_int64]
+        limit = (ctypes.c_double, ctypes.c_int64)
+        lib.revati_set_power_limits.argtypes = (*limit, *limit, ctypes.c_double, ctypes.c_double)
         lib.revati_set_all_reduce_group.argtypes = [ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
         self._resolver: object = None
         self.now_ns: Callable[[], int] = lib.revati_clock_now
@@ -112,7 +113,9 @@ class NativeCore:
         self.set_attention: Callable[[int, int, int, int, float, float, float, float], None] = (
             lib.revati_set_attention
         )
-        self.set_power_limit: Callable[[float, float, float, int], None] = lib.revati_set_power_limit
+        self.set_power_limits: Callable[[float, int, float, int, float, float], None] = (
+            lib.revati_set_power_limits
+        )
         self.set_gaps: Callable[[int, int], None] = lib.revati_set_gaps
         self.set_queue: Callable[[int, int], None] = lib.revati_set_queue
         # Device and pinned memory: whether getting more of it waits for the GPU, as it really does.

@@ -45,13 +45,16 @@ class PowerModel:
     """What kernels draw and how a GPU at its power limit slows down; see ``conf/gpu/h200.yaml``."""
 
     limit_w: float
+    time_constant_ms: float  # of the average power that is held to it
+    peak_limit_w: float
+    peak_time_constant_ms: float
     idle_w: float
     exponent: float
-    time_constant_ms: float
-    gemm_flops_w: float
+    flops_w: float
+    fp8_flops_w: float
     gemm_bytes_w: float
     attention_bytes_w: float
-    attention_flops_w: float
+    moves_w: float
     other_w: float
     gemm_sensitivity: float
     gemm_bound: float
@@ -60,21 +63,24 @@ class PowerModel:
     quant_sensitivity: float
     other_sensitivity: float
 
-    def stretch(self, power_w: float) -> float:
-        """How much longer the clock's period gets while the average power stays at ``power_w``."""
-        if power_w <= self.limit_w:
-            return 1.0
-        excess = (power_w - self.idle_w) / (self.limit_w - self.idle_w)
-        return float(excess ** (1.0 / self.exponent))
+    def stretch(self, peak_w: float, slow_w: float) -> float:
+        """How much longer the clock's period is while the quick and the slow average power are these."""
+        over = max(
+            (peak_w - self.idle_w) / (self.peak_limit_w - self.idle_w),
+            (slow_w - self.idle_w) / (self.limit_w - self.idle_w),
+            1.0,
+        )
+        return float(over ** (1.0 / self.exponent))
 
     def gemm(self, flops_share: float, bytes_share: float, fp8: bool) -> tuple[float, float]:
         """(power in W, sensitivity to the clock) of a GEMM at these shares of the GPU's peak rates."""
-        power_w = self.idle_w + self.gemm_flops_w * flops_share + self.gemm_bytes_w * bytes_share
+        flops_w = self.fp8_flops_w if fp8 else self.flops_w
+        power_w = self.idle_w + flops_w * flops_share + self.gemm_bytes_w * bytes_share
         sensitivity = self.fp8_sensitivity if fp8 else self.gemm_sensitivity
         return power_w, sensitivity * min(1.0, flops_share / self.gemm_bound)
 
     def attention(self, flops_share: float, bytes_share: float) -> tuple[float, float]:
-        power_w = self.idle_w + self.attention_flops_w * flops_share + self.attention_bytes_w * bytes_share
+        power_w = self.idle_w + self.flops_w * flops_share + self.attention_bytes_w * bytes_share
         return power_w, self.attention_sensitivity
 
 

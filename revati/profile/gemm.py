@@ -45,6 +45,10 @@ def _random(elements: int, spread: float, dtype: str) -> torch.Tensor:
     return out
 
 
+def random_input(m: int, k: int, dtype: str) -> torch.Tensor:
+    return _random(INPUT_ELEMENTS, SPREAD[dtype][0], dtype)[: m * k].view(m, k)
+
+
 class Weights:
     """Weight views of a large pool, one after another."""
 
@@ -107,12 +111,11 @@ def measure(
 def calls(dtype: str) -> Callable[[int, int, int], None]:
     """A call of (m, n, k) writes its input, which marks its begin, and multiplies it by the next weight."""
     weights, multiply = Weights(dtype), product(dtype)
-    source = _random(INPUT_ELEMENTS, SPREAD[dtype][0], dtype)
-    target = torch.empty_like(source)
+    target = torch.empty(INPUT_ELEMENTS, dtype=_TORCH_DTYPE[dtype], device="cuda")
 
     def call(m: int, n: int, k: int) -> None:
         x = target[: m * k].view(m, k)
-        x.copy_(source[: m * k].view(m, k))
+        x.copy_(random_input(m, k, dtype))
         multiply(x, weights.next(n, k))
 
     return call

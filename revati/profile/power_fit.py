@@ -1,17 +1,21 @@
-"""Fit the power model of a GPU's description to steps that ran under the power limit.
+"""Fit the power model of a GPU's description to steps that met the power limit.
 
     python -m revati.profile.power_fit gpu=h200
 
-Reads ``kernel_db/gpu=NAME/sustained.json`` (`revati.profile.sustained`), prints the fitted ``power:`` block
-for ``conf/gpu/NAME.yaml``, and what the present and the fitted parameters leave unexplained. The limit, the
-idle power, the exponent and the time constant are given: sustained steps don't tell them from the rest.
+Reads ``kernel_db/gpu=NAME/clock.json`` (`revati.profile.clock`), prints the fitted ``power:`` block for
+``conf/gpu/NAME.yaml``, and what the present and the fitted parameters leave unexplained of the steps' times
+and clocks. The limit and the idle power are given: the GPU says them itself. So is how the clock falls where
+no course has samples of it.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 import sys
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from typing import NamedTuple
 
 import numpy as np
 import yaml
@@ -20,41 +24,51 @@ from scipy.optimize import least_squares  # type: ignore[import-untyped]
 
 from revati import paths
 from revati.interception.gpu import GpuDescription, PowerModel, load_gpu
-from revati.profile.sustained import FILE, HIDDEN, INTERMEDIATE, LAYERS, Case, Sustained, read
+from revati.profile.clock import FILE, HIDDEN, INTERMEDIATE, KINDS, LAYERS, PRODUCTS, Course, Kind, Step, read
 from revati.timing import db
 from revati.timing.estimate import Estimate, RankShape
 from revati.timing.power import demand
 from revati.timing.timer import KernelTimer
 
 # Parameter → bounds; the others of `PowerModel` stay.
-FITTED = {
-    "gemm_flops_w": (200.0, 2500.0),
+FALL = {
+    "time_constant_ms": (50.0, 2000.0),
+    "peak_limit_w": (705.0, 900.0),
+    "peak_time_constant_ms": (10.0, 200.0),
+    "exponent": (0.5, 3.0),
+}
+KERNELS = {
+    "flops_w": (200.0, 2500.0),
+    "fp8_flops_w": (200.0, 2500.0),
     "gemm_bytes_w": (0.0, 1500.0),
     "attention_bytes_w": (0.0, 2000.0),
-    "attention_flops_w": (0.0, 2500.0),
     "gemm_sensitivity": (0.2, 1.0),
     "attention_sensitivity": (0.0, 1.0),
 }
-PRIOR = 0.02  # how many residuals' worth a parameter's doubling is; keeps what no case tells where it is
+PRIOR = 0.02  # how many residuals' worth a parameter's doubling is; keeps what no course tells where it is
 SHAPE = RankShape(HIDDEN, INTERMEDIATE, 32, 32, 128, 32000, 32)
-PRODUCTS = ((3 * HIDDEN, HIDDEN), (HIDDEN, HIDDEN), (2 * INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE))
-SETTLED_US = 400e3  # several time constants
+CHUNKS = 4  # of a step's layers, that run at one clock
+# Seconds since the last rest.  Periods count alike, however many steps they have.
+PERIODS_S = (0.045, 0.075, 0.12, 0.2, 0.4, 0.8, 1.2, 2.0)
+CLOCK_PERIOD = 3  # from which on samples of the clock are compared: it is reported late
+GAP_MS = 5.0  # a rest
+SETTLED_MS = 1000.0  # after so long the readings of the power are of what runs
+LEVEL_PRIOR = 2.0  # periods' worth of belief in the database's times at full clock
 
 
-def layer(timer: KernelTimer, case: Case) -> tuple[list[Estimate], list[Estimate]]:
+def layer(timer: KernelTimer, kind: Kind) -> tuple[list[Estimate], list[Estimate]]:
     """A layer's attention kernels and products, at full clock."""
     attention, products = [], []
-    if case.attention:
-        main, combine = timer.attention(np.array(case.query_lens), np.array(case.context_lens))
+    if kind.attention:
+        main, combine = timer.attention(np.array(kind.query_lens), np.array(kind.context_lens))
         attention = [main, combine._replace(kind="other", flops=0.0)]
-    if case.products:
-        tokens = sum(case.query_lens)
-        products = [timer.gemm(tokens, n, k, "bfloat16", "bfloat16") for n, k in PRODUCTS]
+    if kind.products:
+        tokens = sum(kind.query_lens)
+        products = [timer.gemm(tokens, n, k, kind.products, "bfloat16") for n, k in PRODUCTS]
     return attention, products
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A layer's attention or its products: time at full clock, what of it follows the clock, energy."""
 
     us: float
@@ -72,86 +86,164 @@ class Part:
         )
 
 
-def slowdowns(power: PowerModel, parts: tuple[Part, Part], steps: int) -> tuple[float, float]:
-    """The last of ``steps`` steps from a cool start: time of (attention, products) over that at full clock.
+class Predicted(NamedTuple):
+    """Of a step: milliseconds of its attention and its products, how much longer the clock's period is."""
 
-    Averages the power and slows down as the native core does; 1 where there are no kernels.
-    """
-    average_w, times_us = power.idle_w, [0.0, 0.0]
-    for _ in range(steps):
-        times_us = [0.0, 0.0]
-        for _ in range(LAYERS):
-            for i, part in enumerate(parts):
+    attention_ms: float
+    products_ms: float
+    stretch: float
+
+
+class Averages:
+    """A GPU's average power, quick and slow, from a cool start; as the native core has them."""
+
+    def __init__(self, power: PowerModel) -> None:
+        self._power, self.peak_w, self.slow_w = power, power.idle_w, power.idle_w
+
+    def draw(self, watts: float, us: float) -> None:
+        self.peak_w += (watts - self.peak_w) * (
+            1.0 - math.exp(-us / (self._power.peak_time_constant_ms * 1e3))
+        )
+        self.slow_w += (watts - self.slow_w) * (1.0 - math.exp(-us / (self._power.time_constant_ms * 1e3)))
+
+    @property
+    def stretch(self) -> float:
+        return self._power.stretch(self.peak_w, self.slow_w)
+
+
+def follow(power: PowerModel, parts: dict[str, tuple[Part, Part]], course: Course) -> list[Predicted]:
+    """The course's steps as the model has them, each begun when the measured one began."""
+    averages, found, end_ms = Averages(power), [], 0.0
+    for step in course.steps:
+        averages.draw(power.idle_w, max(0.0, step.at_ms - end_ms) * 1e3)
+        ms, stretches = [0.0, 0.0], []
+        for _ in range(CHUNKS):
+            for i, part in enumerate(parts[step.kind]):
                 if part.us:
-                    us = part.us + part.sensitive_us * (power.stretch(average_w) - 1.0)
-                    remaining = math.exp(-us / (power.time_constant_ms * 1e3))
-                    average_w += (part.energy_uj / part.us - average_w) * (1.0 - remaining)
-                    times_us[i] += us
-    attention, products = (
-        us / (LAYERS * part.us) if part.us else 1.0 for us, part in zip(times_us, parts, strict=True)
-    )
-    return attention, products
+                    stretches.append(averages.stretch)
+                    us = (part.us + part.sensitive_us * (stretches[-1] - 1.0)) * LAYERS / CHUNKS
+                    averages.draw(part.energy_uj / part.us, us)
+                    ms[i] += us / 1e3
+        found.append(Predicted(ms[0], ms[1], sum(stretches) / len(stretches)))
+        end_ms = step.at_ms + step.step_ms
+    return found
 
 
-def expected(power: PowerModel, parts: tuple[Part, Part]) -> tuple[float, float]:
-    """Sustained over rested time of (attention, products)."""
-    settled = math.ceil(SETTLED_US / (LAYERS * sum(part.us for part in parts)))
-    hot, cool = slowdowns(power, parts, settled), slowdowns(power, parts, 1)
-    return hot[0] / cool[0], hot[1] / cool[1]
+class Residual(NamedTuple):
+    """Logarithm of measured over predicted in one period of a course, and what it counts."""
+
+    course: str
+    card: str
+    what: str  # a kind of step's attention or products, or the clock
+    value: float
+    weight: float
 
 
-def observed(found: list[Sustained]) -> list[tuple[Case, float, float]]:
-    """(case, sustained over rested time of its attention, of its products) of each kind of step with both."""
-    rested = {one.case.name: one for one in found if one.case.rest_s}
-    rows = []
+def compare(course: Course, predicted: list[Predicted], full_clock_mhz: float) -> list[Residual]:
+    """Of the steps' times by kind and period, counting as much as their share of it, and of the clock."""
+    found, since_ms, end_ms = [], 0.0, 0.0
+    groups: dict[tuple[str, int], list[tuple[Step, Predicted]]] = {}
+    for step, ours in zip(course.steps, predicted, strict=True):
+        if step.at_ms > end_ms + GAP_MS:
+            since_ms = step.at_ms
+        end_ms = step.at_ms + step.step_ms
+        if step.at_ms >= course.judged_from_ms:
+            period = bisect.bisect(PERIODS_S, (step.at_ms - since_ms) / 1e3)
+            groups.setdefault((step.kind, period), []).append((step, ours))
+    for (kind, period), pairs in groups.items():
+        step_ms = sum(step.step_ms for step, _ in pairs)
+        attention_ms = sum(step.attention_ms for step, _ in pairs)
+        parts = {
+            "attention": (attention_ms, sum(ours.attention_ms for _, ours in pairs)),
+            "products": (step_ms - attention_ms, sum(ours.products_ms for _, ours in pairs)),
+        }
+        for name, (measured, expected) in parts.items():
+            if expected:
+                what, share = f"{kind} {name}", measured / step_ms
+                found.append(
+                    Residual(course.name, course.card, what, math.log(measured / expected), math.sqrt(share))
+                )
+        clocks = [(s.clock_mhz, ours.stretch) for s, ours in pairs if s.clock_mhz]
+        if clocks and period >= CLOCK_PERIOD:
+            period_ratio = sum(full_clock_mhz / mhz for mhz, _ in clocks) / sum(
+                stretch for _, stretch in clocks
+            )
+            found.append(Residual(course.name, course.card, "clock", math.log(period_ratio), 1.0))
+    return found
+
+
+def less_level(found: list[Residual]) -> list[Residual]:
+    """Without what a card's kernels differ from the database's at any clock; that counts a little itself."""
+    by_level: dict[tuple[str, str], list[Residual]] = {}
     for one in found:
-        if one.case.rest_s or one.case.name not in rested:
+        by_level.setdefault((one.card, one.what), []).append(one)
+    out = []
+    for (card, what), these in by_level.items():
+        if what == "clock":
+            out += these
             continue
-        cool = rested[one.case.name]
-        attention = one.attention_ms / cool.attention_ms if one.case.attention else 1.0
-        hot_ms, cool_ms = one.step_ms - one.attention_ms, cool.step_ms - cool.attention_ms
-        rows.append((one.case, attention, hot_ms / cool_ms if one.case.products else 1.0))
-    return rows
+        weight = sum(one.weight**2 for one in these)
+        prior = LEVEL_PRIOR * weight / len(these)
+        level = sum(one.weight**2 * one.value for one in these) / (weight + prior)
+        out += [one._replace(value=one.value - level) for one in these]
+        out.append(Residual("level", card, what, level, math.sqrt(prior)))
+    return out
 
 
 class Fit:
     """Residuals of parameters, and the parameters that make them small."""
 
-    def __init__(self, gpu: GpuDescription, timer: KernelTimer, found: list[Sustained]) -> None:
+    def __init__(self, gpu: GpuDescription, timer: KernelTimer, courses: list[Course]) -> None:
         assert gpu.power is not None
         self._gpu, self._start = gpu, gpu.power
-        self.rows = observed(found)
-        self._layers = [layer(timer, case) for case, _, _ in self.rows]
+        self._small_w = [
+            step.power_w
+            for course in courses
+            for step in course.steps
+            if KINDS[step.kind].small and step.power_w and step.at_ms > SETTLED_MS
+        ]
+        self._courses = [one for one in courses if not any(KINDS[step.kind].small for step in one.steps)]
+        used = sorted(
+            {step.kind for course in courses for step in course.steps if not KINDS[step.kind].small}
+        )
+        self._layers = {kind: layer(timer, KINDS[kind]) for kind in used}
 
-    def residuals(self, power: PowerModel) -> list[tuple[str, float, float]]:
-        """(case, attention's and products' predicted over observed slowdown, less 1)."""
+    def residuals(self, power: PowerModel) -> list[Residual]:
         gpu = replace(self._gpu, power=power)
-        predicted = [
-            expected(power, (Part.of(gpu, attention), Part.of(gpu, products)))
-            for attention, products in self._layers
-        ]
-        return [
-            (case.name, a / seen_a - 1.0, p / seen_p - 1.0)
-            for (case, seen_a, seen_p), (a, p) in zip(self.rows, predicted, strict=True)
-        ]
+        parts = {kind: (Part.of(gpu, a), Part.of(gpu, p)) for kind, (a, p) in self._layers.items()}
+        return less_level(
+            [
+                one
+                for course in self._courses
+                for one in compare(course, follow(power, parts, course), self._gpu.sm_clock_mhz)
+            ]
+        )
 
     def fit(self) -> PowerModel:
-        start = np.array([getattr(self._start, name) for name in FITTED])
+        """What small kernels draw is read, since they meet no limit; the others' power shows in the clock."""
+        if self._small_w:
+            self._start = replace(self._start, other_w=sum(self._small_w) / len(self._small_w))
+        sampled = any(step.clock_mhz for course in self._courses for step in course.steps)
+        fitted = {**FALL, **KERNELS} if sampled else KERNELS
+        names, bounds = tuple(fitted), np.array(list(fitted.values()))
+        start = np.array([getattr(self._start, name) for name in names])
 
         def cost(scale: NDArray[np.float64]) -> NDArray[np.float64]:
-            flat = [value for _, *pair in self.residuals(self._with(start * scale)) for value in pair]
-            return np.array([*flat, *(PRIOR * np.log2(scale))])
+            found = self.residuals(self._with(names, start * scale))
+            return np.array([*(one.weight * one.value for one in found), *(PRIOR * np.log2(scale))])
 
-        low, high = (np.array([bounds[i] for bounds in FITTED.values()]) for i in (0, 1))
-        bounds = (np.maximum(low / start, 0.1), high / start)
-        return self._with(start * least_squares(cost, np.ones(len(start)), bounds=bounds).x)
+        low, high = bounds.T / start
+        best = least_squares(cost, np.ones(len(start)), bounds=(np.maximum(low, 0.1), high), diff_step=1e-3)
+        return self._with(names, start * best.x)
 
-    def _with(self, values: NDArray[np.float64]) -> PowerModel:
-        return replace(self._start, **{n: float(v) for n, v in zip(FITTED, values, strict=True)})
+    def _with(self, names: tuple[str, ...], values: NDArray[np.float64]) -> PowerModel:
+        return replace(self._start, **{n: float(v) for n, v in zip(names, values, strict=True)})
 
 
-def root_mean_square(residuals: list[tuple[str, float, float]]) -> float:
-    return float(np.sqrt(np.mean([value**2 for _, *pair in residuals for value in pair])))
+def root_mean_square(found: Iterable[Residual]) -> float:
+    found = list(found)
+    total = sum(one.weight**2 for one in found)
+    return math.sqrt(sum((one.weight * one.value) ** 2 for one in found) / total)
 
 
 def main(arguments: list[str]) -> int:
@@ -164,13 +256,11 @@ def main(arguments: list[str]) -> int:
     fit = Fit(description, timer, read(db.partition(paths.kernel_db_dir(), gpu) / FILE))
     fitted = fit.fit()
     before, after = fit.residuals(description.power), fit.residuals(fitted)
-    print(
-        f"{'case':20} {'slowdown seen':>20} {'present error':>20} {'fitted error':>20}  (attention, products)"
-    )
-    for (case, a, p), (_, *now), (_, *then) in zip(fit.rows, before, after, strict=True):
-        numbers = f"{a:9.3f} {p:10.3f} {now[0]:+9.1%} {now[1]:+10.1%} {then[0]:+9.1%} {then[1]:+10.1%}"
-        print(f"{case.name:20} {numbers}")
-    print(f"root mean square: present {root_mean_square(before):.1%}, fitted {root_mean_square(after):.1%}\n")
+    print(f"{'root mean square by course':30} {'present':>8} {'fitted':>8}")
+    for name in dict.fromkeys(one.course for one in before):
+        now, then = (root_mean_square(r for r in found if r.course == name) for found in (before, after))
+        print(f"{name:30} {now:8.1%} {then:8.1%}")
+    print(f"{'all':30} {root_mean_square(before):8.1%} {root_mean_square(after):8.1%}\n")
     block = {name: round(value, 3) for name, value in asdict(fitted).items()}
     print(yaml.safe_dump({"power": block}, sort_keys=False))
     return 0

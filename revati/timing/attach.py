@@ -53,10 +53,15 @@ class LaunchPricing:
         core.set_gaps(round(source.launch_gap_us * 1e3), round(source.graph_gap_us * 1e3))
         core.set_queue(gpu.launch_queue_depth, gpu.graph_collective_limit)
         if (power := gpu.power) is None:
-            core.set_power_limit(0.0, 0.0, 1.0, 1)
+            core.set_power_limits(0.0, 1, 0.0, 1, 0.0, 1.0)
         else:
-            core.set_power_limit(
-                power.limit_w, power.idle_w, power.exponent, int(power.time_constant_ms * 1e6)
+            core.set_power_limits(
+                power.peak_limit_w,
+                int(power.peak_time_constant_ms * 1e6),
+                power.limit_w,
+                int(power.time_constant_ms * 1e6),
+                power.idle_w,
+                power.exponent,
             )
         core.set_resolver(self._resolve)
 

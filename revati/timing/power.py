@@ -16,7 +16,7 @@ def demand(gpu: GpuDescription, estimate: Estimate) -> tuple[float, float]:
         return 0.0, 0.0
     if not estimate.flops or not estimate.duration_us:
         if estimate.kind in MOVES:
-            return model.other_w, 0.0
+            return model.moves_w, 0.0
         return model.other_w, model.quant_sensitivity if estimate.kind == "quant" else model.other_sensitivity
     fp8 = estimate.dtype in FP8
     tflops = gpu.fp8_tflops if fp8 and gpu.fp8_tflops else gpu.bf16_tflops

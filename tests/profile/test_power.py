@@ -1,4 +1,4 @@
-"""The power model's fit: it finds parameters again that made the observations."""
+"""The power model's fit: it finds parameters again that made the courses."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from pathlib import Path
 import pytest
 
 from revati import paths
-from revati.interception.gpu import load_gpu
-from revati.profile.power_fit import SHAPE, Fit, Part, expected, layer, root_mean_square, slowdowns
-from revati.profile.sustained import FILE, Sustained, cases, read, write
+from revati.interception.gpu import PowerModel, load_gpu
+from revati.profile.clock import FILE, KINDS, Course, Samples, Step, plans, read, write
+from revati.profile.power_fit import (
+    SHAPE,
+    Averages,
+    Fit,
+    Part,
+    compare,
+    follow,
+    layer,
+    less_level,
+    root_mean_square,
+)
 from revati.timing import db
 from revati.timing.timer import KernelTimer
 
@@ -24,41 +34,96 @@ def timer() -> KernelTimer:
     return KernelTimer(paths.kernel_db_dir(), "h200", SHAPE)
 
 
-def test_cases_are_written_and_read(tmp_path: Path) -> None:
-    found = [Sustained(case, 10.0, 4.0, 7) for case in cases()]
+def course_of(timer: KernelTimer, kind: str, power: PowerModel, seconds: float = 1.0) -> Course:
+    """What a GPU that behaves as the model would be measured to do, rests of half a second in between."""
+    gpu = replace(GPU, power=power)
+    attention, products = layer(timer, KINDS[kind])
+    parts = {kind: (Part.of(gpu, attention), Part.of(gpu, products))}
+    course, at_ms = Course(kind, "modelled"), 0.0
+    while at_ms < seconds * 1e3:
+        course.steps.append(Step(kind, at_ms, 0.0, 0.0))
+        one = follow(power, parts, course)[-1]
+        step_ms = one.attention_ms + one.products_ms
+        course.steps[-1] = Step(kind, at_ms, step_ms, one.attention_ms, GPU.sm_clock_mhz / one.stretch)
+        at_ms += step_ms
+        if at_ms < 500 <= at_ms + step_ms:
+            at_ms += 500
+    return course
+
+
+def test_courses_are_written_and_read(tmp_path: Path) -> None:
+    found = [Course(name, "GPU-1", 5.0, [Step("prompts1024", 0.0, 10.0, 4.0)]) for name in plans()]
     write(found, tmp_path / FILE)
     assert read(tmp_path / FILE) == found
-    assert cases()[0].context_lens == cases()[0].context_lens  # drawn by name
-    assert {case.rest_s > 0 for case in cases()} == {True, False}
+    assert all(set(phase.kinds) <= set(KINDS) for phases in plans().values() for phase in phases)
 
 
-def test_a_light_kernel_does_not_slow_down_and_a_heavy_one_does() -> None:
-    light, none = Part(100.0, 50.0, 100.0 * 400.0), Part(0.0, 0.0, 0.0)
-    assert slowdowns(POWER, (light, none), 50) == (1.0, 1.0)
-    heavy = Part(1000.0, 500.0, 1000.0 * 1100.0)
-    few, many = (slowdowns(POWER, (heavy, none), steps)[0] for steps in (1, 50))
-    assert 1.0 <= few < many
-    assert many == pytest.approx(1.0 + 0.5 * (POWER.stretch(1100.0) - 1.0), rel=1e-3)
+def test_a_steps_clock_is_the_mean_of_the_samples_within() -> None:
+    samples = Samples()
+    for ms, mhz in ((0, 1980), (20, 1900), (40, 1800)):
+        samples.add(f"2026/11/29 02:00:00.{ms:03d}, {mhz}, {mhz / 3}")
+    begin_s = samples._at_s[0]
+    assert samples.means(begin_s + 0.01, begin_s + 0.05) == (1850.0, 616.7)
+    assert samples.means(begin_s + 0.05, begin_s + 0.06) == (None, None)
 
 
-def test_the_fit_finds_the_parameters_behind_the_observations(timer: KernelTimer) -> None:
-    truth = replace(POWER, gemm_flops_w=1500.0, attention_sensitivity=0.4)
-    gpu = replace(GPU, power=truth)
-    found = []
-    for case in cases():
-        if case.rest_s or not (case.prompts or case.name == "attention200x1090"):
-            continue
-        parts = tuple(Part.of(gpu, kernels) for kernels in layer(timer, case))
-        attention, products = expected(truth, parts)  # type: ignore[arg-type]
-        found.append(Sustained(replace(case, rest_s=0.2), 30.0, 10.0, 1))
-        found.append(Sustained(case, 10.0 * attention + 20.0 * products, 10.0 * attention, 1))
-    fit = Fit(GPU, timer, found)
+def test_peaks_are_cut_before_the_average_is() -> None:
+    averages = Averages(POWER)
+    averages.draw(POWER.peak_limit_w, 1e6)
+    assert averages.stretch == pytest.approx(POWER.stretch(0.0, POWER.peak_limit_w), rel=1e-2)  # the slow one
+    averages = Averages(POWER)
+    averages.draw(1.5 * POWER.peak_limit_w, 2 * POWER.peak_time_constant_ms * 1e3)
+    assert averages.stretch > 1.0
+    assert averages.slow_w < POWER.limit_w
+    averages = Averages(POWER)
+    averages.draw(0.99 * POWER.limit_w, 1e7)
+    assert averages.stretch == 1.0
+
+
+def test_the_fit_finds_the_parameters_behind_the_courses(timer: KernelTimer) -> None:
+    truth = replace(POWER, flops_w=1400.0, attention_sensitivity=0.4)
+    courses = [
+        course_of(timer, kind, truth)
+        for kind in ("prompts2048", "mixed1072", "attention200x1090", "products200")
+    ]
+    fit = Fit(GPU, timer, courses)
     assert root_mean_square(fit.residuals(truth)) < 1e-6
     before = root_mean_square(fit.residuals(POWER))
-    assert root_mean_square(fit.residuals(fit.fit())) < 0.4 * before
+    fitted = fit.fit()
+    assert root_mean_square(fit.residuals(fitted)) < 0.3 * before
+    assert fitted.attention_sensitivity == pytest.approx(0.4, rel=0.1)
 
 
-def test_the_shipped_parameters_explain_the_shipped_measurements(timer: KernelTimer) -> None:
-    fit = Fit(GPU, timer, read(db.partition(paths.kernel_db_dir(), "h200") / FILE))
-    assert len(fit.rows) == 8
-    assert root_mean_square(fit.residuals(POWER)) < 0.03
+def test_a_card_that_is_slower_at_any_clock_says_little_of_the_power(timer: KernelTimer) -> None:
+    course = course_of(timer, "products200", POWER)
+    slower = replace(course, steps=[step._replace(step_ms=1.03 * step.step_ms) for step in course.steps])
+    layers = {"products200": layer(timer, KINDS["products200"])}
+    parts = {kind: (Part.of(GPU, a), Part.of(GPU, p)) for kind, (a, p) in layers.items()}
+    found = compare(slower, follow(POWER, parts, slower), GPU.sm_clock_mhz)
+    times = [one for one in less_level(found) if one.what != "clock"]
+    assert [one.value for one in times if one.course == "level"] == [pytest.approx(0.0296, rel=0.3)]
+    assert max(abs(one.value) for one in times if one.course != "level") < 0.01
+
+
+def test_steps_before_a_course_is_judged_only_warm_the_gpu(timer: KernelTimer) -> None:
+    course = course_of(timer, "products200", POWER)
+    late = replace(course, judged_from_ms=course.steps[len(course.steps) // 2].at_ms)
+    parts = {"products200": tuple(Part.of(GPU, part) for part in layer(timer, KINDS["products200"]))}
+    predicted = follow(POWER, parts, course)  # type: ignore[arg-type]
+    assert (
+        0
+        < len(compare(late, predicted, GPU.sm_clock_mhz))
+        < len(compare(course, predicted, GPU.sm_clock_mhz))
+    )
+
+
+@pytest.mark.parametrize(("gpu", "unexplained"), [("h200", 0.035), ("h100", 0.06)])
+def test_the_shipped_parameters_explain_the_shipped_measurements(gpu: str, unexplained: float) -> None:
+    description = load_gpu(gpu)
+    assert description.power is not None
+    fit = Fit(
+        description,
+        KernelTimer(paths.kernel_db_dir(), gpu, SHAPE),
+        read(db.partition(paths.kernel_db_dir(), gpu) / FILE),
+    )
+    assert root_mean_square(fit.residuals(description.power)) < unexplained

@@ -73,7 +73,7 @@ def test_a_kernel_near_the_peak_draws_more_and_follows_the_clock() -> None:
     assert busy[0] > gpu.power.limit_w > light[0] > gpu.power.idle_w
     assert busy[1] > light[1] > 0
     quantised = gemm(0.1, "float8_e4m3")
-    assert quantised[0] == pytest.approx(light[0])  # of its own peak
+    assert quantised[0] == pytest.approx(gpu.power.idle_w + 0.1 * gpu.power.fp8_flops_w)  # of its own peak
     assert 0 < quantised[1] < light[1]
     beyond = Estimate(1.0, "roofline", 0.0, "attention", 1e15, 1e15)  # no kernel draws more than the peak
     assert demand(gpu, beyond) == gpu.power.attention(1.0, 1.0)
@@ -85,5 +85,9 @@ def test_small_kernels_follow_the_clock_and_moves_do_not() -> None:
     def sensitivity(kind: str) -> float:
         return demand(gpu, Estimate(3.0, "measured", 0.0, kind))[1]
 
+    def watts(kind: str) -> float:
+        return demand(gpu, Estimate(3.0, "measured", 0.0, kind))[0]
+
     assert 1 > sensitivity("quant") > sensitivity("norm") == sensitivity("kv_write") > 0
     assert sensitivity("copy") == sensitivity("memset") == sensitivity("collective") == 0
+    assert watts("norm") > watts("copy") == watts("collective") > gpu.power.idle_w

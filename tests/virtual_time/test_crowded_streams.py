@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-from revati.interception.gpu import load_gpu
-from revati.interception.preload import emulated_environment
+from tests.virtual_time.copies import printed
 from tests.virtual_time.members import run_ranks
 
 # Rank 0 is the source. Each rank copies for some ms, takes part in two broadcasts at its time on a stream of
@@ -66,37 +61,6 @@ def test_other_collectives_that_wait_do_not_matter() -> None:
     assert found == pytest.approx([2, 3, 4, 5], abs=0.05)
 
 
-# Prints when copies complete, in ns from `begin`, that are crowded by the waits of a stream in this process.
-ALONE = """
-import ctypes
-from revati.interception.core import NativeCore
-cuda, core = ctypes.CDLL("libcudart.so.13"), NativeCore()
-watts = sensitivity = 0.0
-def price(key, cost):
-    cost.duration_ns, cost.crowded = key.bytes, 0.5
-    cost.power_w, cost.clock_sensitivity = watts, sensitivity
-core.set_resolver(price)
-core.set_gaps(0, 0)
-streams, memory = [ctypes.c_void_p() for _ in range(2)], ctypes.c_void_p()
-for stream in streams:
-    assert cuda.cudaStreamCreate(ctypes.byref(stream)) == 0
-assert cuda.cudaMalloc(ctypes.byref(memory), ctypes.c_size_t(1 << 31)) == 0
-half = ctypes.c_void_p(memory.value + (1 << 30))
-def completion_ns(stream, ns=1_000_000):
-    assert cuda.cudaMemcpyAsync(half, memory, ctypes.c_size_t(ns), 3, stream) == 0
-    return core.stream_time(stream.value) - begin
-begin = core.now_ns()
-"""
-
-
-def printed(program: str) -> list[int]:
-    environment = emulated_environment(load_gpu("h200"), 1, os.environ)
-    ran = subprocess.run(
-        [sys.executable, "-c", ALONE + program], env=environment, capture_output=True, text=True, check=True
-    )
-    return [int(word) for word in ran.stdout.split()]
-
-
 def test_a_wait_that_the_process_itself_knows_crowds_too() -> None:
     """As of a stage that is folded into one process with the others."""
     first, second, third, behind = printed("""
@@ -112,7 +76,7 @@ print(*(completion_ns(stream) for stream in (streams[1], streams[1], streams[1],
 
 def test_at_a_lower_clock_what_is_crowded_takes_longer_in_proportion() -> None:
     hot, crowded = printed("""
-core.set_power_limit(100.0, 0.0, 1.0, 1_000_000)
+core.set_power_limits(100.0, 1_000_000, 100.0, 1_000_000, 0.0, 1.0)
 watts, sensitivity = 200.0, 1.0
 at = completion_ns(streams[1], 1_000_000_000)
 for _ in range(2):

@@ -51,18 +51,22 @@ std::map<int, std::deque<ns_t>> queued;   // completion times of launches, per d
 std::map<int, std::deque<ns_t>> graph_collectives;  // of NCCL's kernels that graphs launched
 int32_t last_tokens = 0;
 
-// A GPU at its power limit lowers its clock until the average power over some tens of ms fits.
-struct PowerLimit { double limit_w = 0, idle_w = 0, exponent = 1, time_constant_ns = 1; } power;
-struct PowerState { double average_w = 0; ns_t until = 0; };
+// A GPU lowers its clock until two averages of the power fit: a quick one its peak limit, a slow one its limit.
+struct Limit { double watts = 0, time_constant_ns = 1; };
+struct PowerLimits { Limit peak, slow; double idle_w = 0, exponent = 1; } power;
+struct PowerState { double peak_w = 0, slow_w = 0; ns_t until = 0; };
 std::map<int, PowerState> power_states;
 
 double clock_stretch(const PowerState &state) {
-  if (power.limit_w <= 0 || state.average_w <= power.limit_w) return 1;
-  return std::pow((state.average_w - power.idle_w) / (power.limit_w - power.idle_w), 1 / power.exponent);
+  if (power.slow.watts <= 0) return 1;
+  const double over = std::max((state.peak_w - power.idle_w) / (power.peak.watts - power.idle_w),
+                               (state.slow_w - power.idle_w) / (power.slow.watts - power.idle_w));
+  return over > 1 ? std::pow(over, 1 / power.exponent) : 1;
 }
 
 void draw(PowerState &state, double watts, double ns) {
-  state.average_w += (watts - state.average_w) * (1 - std::exp(-ns / power.time_constant_ns));
+  state.peak_w += (watts - state.peak_w) * (1 - std::exp(-ns / power.peak.time_constant_ns));
+  state.slow_w += (watts - state.slow_w) * (1 - std::exp(-ns / power.slow.time_constant_ns));
 }
 
 // The expected maximum of n standard normal deviates.
@@ -296,8 +300,11 @@ REVATI_API void revati_set_queue(int depth, int graph_collectives) {
   launch_queue_depth = depth;
   graph_collective_limit = graph_collectives;
 }
-REVATI_API void revati_set_power_limit(double limit_w, double idle_w, double exponent, int64_t time_constant_ns) {
-  power = {limit_w, idle_w, exponent, static_cast<double>(time_constant_ns)};
+// Limits of 0 W: kernels always run at full clock.
+REVATI_API void revati_set_power_limits(double peak_w, int64_t peak_time_constant_ns, double limit_w,
+                                        int64_t time_constant_ns, double idle_w, double exponent) {
+  power = {{peak_w, static_cast<double>(peak_time_constant_ns)}, {limit_w, static_cast<double>(time_constant_ns)},
+           idle_w, exponent};
 }
 // Durations of one layer's attention kernels for the batch about to run.
 REVATI_API void revati_set_attention(int64_t main_ns, int64_t combine_ns, int main_launch, int combine_launch,
