@@ -111,11 +111,12 @@ def measure(
 def calls(dtype: str) -> Callable[[int, int, int], None]:
     """A call of (m, n, k) writes its input, which marks its begin, and multiplies it by the next weight."""
     weights, multiply = Weights(dtype), product(dtype)
-    target = torch.empty(INPUT_ELEMENTS, dtype=_TORCH_DTYPE[dtype], device="cuda")
+    source = _random(INPUT_ELEMENTS, SPREAD[dtype][0], dtype)
+    target = torch.empty_like(source)
 
     def call(m: int, n: int, k: int) -> None:
         x = target[: m * k].view(m, k)
-        x.copy_(random_input(m, k, dtype))
+        x.copy_(source[: m * k].view(m, k))
         multiply(x, weights.next(n, k))
 
     return call
