@@ -9,10 +9,13 @@ from pathlib import Path
 
 ROUTERS = "routers"
 
+# The releases whose kernels and host costs were measured.
+MEASURED = {"sglang": "0.5.17", "vllm": "0.26.0"}
+
 # What runs in an environment of its own, and what is installed there: for an engine also what `revati`
 # imports in its process.
 REQUIREMENTS = {
-    "sglang": ("sglang==0.5.17", "numpy", "pyarrow", "pyyaml"),
+    "sglang": (f"sglang=={MEASURED['sglang']}", "numpy", "pyarrow", "pyyaml"),
     ROUTERS: ("sglang-router==0.3.2", "vllm-router==0.1.17"),
 }
 
@@ -52,6 +55,20 @@ def interpreter(engine: str) -> Path:
 def site_packages(engine: str) -> Path:
     """Where the packages of an engine's environment are."""
     return next(environment_dir(engine).glob("lib/python3*/site-packages"))
+
+
+def unmeasured_release(engine: str) -> str | None:
+    """A warning if another release of the engine is installed here than the measured one."""
+    try:
+        found = versions(engine)[engine] if engine in REQUIREMENTS else metadata.version(engine)
+    except metadata.PackageNotFoundError:
+        return None
+    if found is None or found == MEASURED[engine]:
+        return None
+    return (
+        f"{engine} {found}: its kernels and host costs were measured with {MEASURED[engine]}; "
+        "compare a deployment with real hardware before you trust the result"
+    )
 
 
 def versions(engine: str) -> dict[str, str | None]:

@@ -32,6 +32,10 @@ _START_TIMEOUT_S = 300.0
 _POLL_S = 0.2
 
 
+class ServerDiedError(RuntimeError):
+    """The process that forks an engine's deployments is gone; the message ends with what it said last."""
+
+
 def _socket_path(sibling: Path, engine: str) -> Path:
     return sibling.with_name(f"{engine}.sock")
 
@@ -70,7 +74,9 @@ class TemplateServer:
         import_from(environment, python, self._folder / f"python_{engine}")
         command = [str(python), "-m", "revati.deployment.zygote"]
         arguments = [str(socket_path), str(self._log_dir.resolve()), engine]
-        with (self._log_dir / f"zygote_{engine}.log").open("wb") as log:
+        log_path = self._log_dir.resolve() / f"zygote_{engine}.log"
+        socket_path.with_suffix(".log").symlink_to(log_path)
+        with log_path.open("wb") as log:
             process = subprocess.Popen(
                 command + arguments, env=environment, stdout=log, stderr=log, start_new_session=True
             )
@@ -115,10 +121,11 @@ class TemplateClient:
 
     def _server_lives(self, socket_path: Path) -> bool:
         try:
-            os.kill(int(socket_path.with_suffix(".pid").read_text()), 0)
+            pid = socket_path.with_suffix(".pid").read_text()
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
             return False
-        return True
+        return state != "Z"  # nobody waits for it until the server's context ends
 
     def _connect(self, socket_path: Path) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
@@ -128,6 +135,16 @@ class TemplateClient:
                 connection.connect(str(socket_path))
                 return connection
             except (FileNotFoundError, ConnectionRefusedError):
-                if time.monotonic() > deadline or not self._server_lives(socket_path):
+                if not self._server_lives(socket_path):
+                    raise ServerDiedError(_last_words(socket_path.with_suffix(".log"))) from None
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(_POLL_S)
+
+
+def _last_words(log: Path) -> str:
+    if not log.exists():
+        return "the server has ended"
+    lines = log.read_text(errors="replace").split("\n")
+    said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+    return f"the engine's process has ended; its last words were: {said} ({log.resolve()})"

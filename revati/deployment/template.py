@@ -36,7 +36,8 @@ def die_with_parent() -> None:
 def run_template(channel: socket.socket, first: TrialRequest, work_dir: Path) -> None:
     """Start the engine that ``first`` needs, then fork a child for each request.
 
-    Requests come over ``channel``, each with the connection on which its result is awaited.
+    Requests come over ``channel``, each with the connection on which its result is awaited.  Returns when
+    nobody can send any more and all trials have ended.
     """
     log_path = work_dir / "engine.log"
     redirect_output(log_path)
@@ -53,17 +54,20 @@ def run_template(channel: socket.socket, first: TrialRequest, work_dir: Path) ->
     except Exception as error:
         traceback.print_exc()
         refusal = TrialResult("failed", f"engine start: {type(error).__name__}: {error}", log_path=log_path)
+    trials: set[int] = set()
     while True:
         message, descriptors, _, _ = socket.recv_fds(channel, 1 << 20, 1)
-        _reap()
+        trials = {pid for pid in trials if not os.waitpid(pid, os.WNOHANG)[0]}
         if not message:
+            for pid in trials:
+                os.waitpid(pid, 0)
             return
         with socket.socket(fileno=descriptors[0]) as connection:
             if warm is None:
                 assert refusal is not None
                 send_result(connection, refusal)
-            else:
-                _fork_trial(module, warm, TrialRequest.from_line(message), connection)
+            elif trial := _fork_trial(module, warm, TrialRequest.from_line(message), connection):
+                trials.add(trial)
 
 
 def redirect_output(path: Path) -> None:
@@ -78,15 +82,16 @@ def redirect_output(path: Path) -> None:
 
 def _fork_trial(
     module: EngineModule, warm: WarmEngine, request: TrialRequest, connection: socket.socket
-) -> None:
+) -> int | None:
+    """Run a trial in a child; returns its process ID, None if these limits are refused without one."""
     # Measuring memory for new limits forks, too: the answer must stay with this process.
     try:
         module.before_fork(warm, request.spec)
     except InfeasibleError as error:
         send_result(connection, TrialResult("infeasible", str(error), log_path=request.out_dir / "trial.log"))
-        return
-    if os.fork():
-        return
+        return None
+    if pid := os.fork():
+        return pid
     die_with_parent()
     log_path = request.out_dir / "trial.log"
     redirect_output(log_path)
@@ -101,14 +106,6 @@ def _fork_trial(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # no clean-up of the parent's threads and libraries
-
-
-def _reap() -> None:
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
 
 
 def _run(module: EngineModule, warm: WarmEngine, request: TrialRequest) -> TrialResult:

@@ -3,7 +3,8 @@
 usage: python -m revati.deployment.zygote SOCKET_PATH WORK_DIR ENGINE
 
 Listens on SOCKET_PATH.  Each connection brings one trial; it is handed to the template (see `template`)
-of its key, which is forked at the first such trial and again if it has died.
+of its key, which is forked at the first such trial and again if it has ended: when memory is short, those
+that were not asked for the longest end before a new one starts.
 """
 
 from __future__ import annotations
@@ -13,17 +14,28 @@ import selectors
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 from revati.deployment.template import die_with_parent, run_template
 from revati.deployment.wire import TrialRequest, TrialResult, receive_line, send_result
 from revati.engines.warm import engine_module
 
+_ROOM_BYTES = 4 << 30  # of an engine that starts, and of trials that are running meanwhile
+_ENDING_S = 10.0  # an idle template takes milliseconds, one with trials as long as they
+_POLL_S = 0.1
+
+
+def available_bytes() -> int:
+    """Memory of this machine that a process can get without swapping."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+
 
 class Zygote:
     def __init__(self, listener: socket.socket, work_dir: Path) -> None:
         self._listener, self._work_dir = listener, work_dir
-        self._templates: dict[str, socket.socket] = {}
+        self._templates: dict[str, socket.socket] = {}  # in the order of their last trials
         self._selector = selectors.DefaultSelector()
 
     def serve(self) -> None:
@@ -33,7 +45,7 @@ class Zygote:
                 if ready.fileobj is self._listener:
                     connection, _ = self._listener.accept()
                     self._dispatch(connection)
-                else:
+                elif self._templates.get(ready.data) is ready.fileobj:
                     self._forget(ready.data)
 
     def _dispatch(self, connection: socket.socket) -> None:
@@ -47,7 +59,8 @@ class Zygote:
             except Exception as error:
                 send_result(connection, TrialResult("failed", f"{type(error).__name__}: {error}"))
                 return
-            template = self._templates.get(key) or self._fork(key, request, connection)
+            template = self._templates.pop(key, None) or self._fork(key, request, connection)
+            self._templates[key] = template
             try:
                 socket.send_fds(template, [line], [connection.fileno()])
             except OSError:
@@ -55,6 +68,7 @@ class Zygote:
                 self._forget(key)
 
     def _fork(self, key: str, first: TrialRequest, connection: socket.socket) -> socket.socket:
+        self._make_room()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if os.fork() == 0:
             die_with_parent()
@@ -64,9 +78,16 @@ class Zygote:
             run_template(theirs, first, self._work_dir / f"engine_{key}")
             os._exit(0)
         theirs.close()
-        self._templates[key] = ours
         self._selector.register(ours, selectors.EVENT_READ, key)
         return ours
+
+    def _make_room(self) -> None:
+        """End templates until a new one has room; they finish the trials that they have begun."""
+        while self._templates and available_bytes() < _ROOM_BYTES:
+            self._forget(next(iter(self._templates)))
+            deadline = time.monotonic() + _ENDING_S
+            while available_bytes() < _ROOM_BYTES and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
 
     def _forget(self, key: str) -> None:
         template = self._templates.pop(key)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 from revati.engines.warm import needs_processes
+from revati.environments import unmeasured_release
 from revati.search.errors import ConfigError, unknown
 from revati.spec import DeploymentSpec
 from revati.workload import Workload
@@ -71,7 +73,10 @@ class Client(Protocol):
 def open_server(
     runner: str, log_dir: Path, gpu: str, engines: Sequence[str]
 ) -> AbstractContextManager[Server]:
-    """The runner's ``TemplateServer``, to be used in a ``with``."""
+    """The runner's ``TemplateServer``, to be used in a ``with``; warns of releases that nobody measured."""
+    for engine in engines:
+        if (warning := unmeasured_release(engine)) is not None:
+            print(f"Warning: {warning}", file=sys.stderr)
     module: Any = importlib.import_module(runner)
     return cast(AbstractContextManager[Server], module.TemplateServer(log_dir, engines, gpu))
 

@@ -18,7 +18,7 @@ from revati.engines.vllm.limits import set_profiled_limits
 from revati.engines.vllm.memory import Limits, MemoryOracle
 from revati.engines.vllm.pipeline import Pipeline
 from revati.engines.vllm.stage import Stage
-from revati.engines.vllm.step_shape import step_shape
+from revati.engines.vllm.step_shape import dispatched, step_shape
 from revati.interception.core import NativeCore
 from revati.timing.attach import LaunchPricing
 from revati.virtual_time.host import IDLE_STEP, HostMeter, Phase, StepShape
@@ -211,4 +211,4 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
         return self.meter.costs.phase_ns("send", step) or 0
 
     def _dispatch(self, num_reqs: int, num_tokens: int, uniform: int | None) -> CUDAGraphMode:
-        return self.stages[0].runner.cudagraph_manager.dispatch(num_reqs, num_tokens, uniform, 0).cg_mode
+        return dispatched(self.stages[0].runner.cudagraph_manager, num_reqs, num_tokens, uniform)

@@ -25,12 +25,12 @@ def run_as_for_the_first_time(runner: Any) -> None:
     outputs = 2 if runner.parallel_config.tensor_parallel_size == 1 else 1
     profile_run = runner.profile_run
 
-    def profile_first_run() -> None:
+    def profile_first_run(*args: Any, **kwargs: Any) -> None:
         for table in tables if compiles else ():
             tokens = table.new_empty(outputs, runner.max_num_tokens, table.shape[1])
             tried = torch.empty_like(table), tokens
             del tokens, tried
-        profile_run()
+        profile_run(*args, **kwargs)
 
     torch._C._cuda_clearCublasWorkspaces()
     runner.profile_run = profile_first_run

@@ -13,6 +13,6 @@ def skip_irrelevant_warmups() -> None:
     import vllm.model_executor.warmup.kernel_warmup as kernel_warmup
     import vllm.utils.jit_monitor as jit_monitor
 
-    kernel_warmup._warmup_ll_bf16_router_gemm = lambda: None
+    kernel_warmup._warmup_ll_bf16_router_gemm = lambda model=None: None
     compiler_interface.trigger_inductor_lazy_init = lambda device=None: None
     jit_monitor._setup_tilelang_jit_hook = lambda: None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vllm.config import CUDAGraphMode
-from vllm.v1.worker.gpu.cudagraph_utils import get_uniform_token_count
+from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
 
 from revati.engines.vllm.batches import Batch
 from revati.virtual_time.host import IDLE_STEP, StepKind, StepShape
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 # (requests, tokens, tokens of each request if all have as many) → how vLLM runs such a step
 Dispatch = Callable[[int, int, int | None], CUDAGraphMode]
 
+_ASKS_FOR_LONGEST = "max_query_len" in inspect.signature(CudaGraphManager.dispatch).parameters  # vLLM 0.28 on
 _KINDS: dict[CUDAGraphMode, StepKind] = {CUDAGraphMode.FULL: "full", CUDAGraphMode.PIECEWISE: "piecewise"}
 
 
@@ -25,10 +27,19 @@ def step_shape(config: Any, scheduled: SchedulerOutput, batch: Batch, dispatch: 
     num_reqs, num_tokens = len(batch.query_lens), scheduled.total_num_scheduled_tokens
     if not num_tokens:
         return IDLE_STEP
-    uniform = get_uniform_token_count(num_reqs, num_tokens, max(batch.query_lens))
+    longest = max(batch.query_lens)
+    uniform = longest if longest == min(batch.query_lens) else None
     ungraphed: StepKind = "eager" if config.model_config.enforce_eager else "compiled"
     kind = _KINDS.get(dispatch(num_reqs, num_tokens, uniform), ungraphed)
     return StepShape(kind, num_reqs, batch.prompt_tokens, batch.num_prefills)
+
+
+def dispatched(
+    manager: CudaGraphManager, num_reqs: int, num_tokens: int, uniform: int | None
+) -> CUDAGraphMode:
+    """What a worker's manager decides, without speculative decoding."""
+    longest = {"max_query_len": uniform} if _ASKS_FOR_LONGEST else {}
+    return manager.dispatch(num_reqs, num_tokens, uniform, 0, **longest).cg_mode
 
 
 def configured_dispatch(config: Any) -> Dispatch:

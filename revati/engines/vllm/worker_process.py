@@ -13,7 +13,7 @@ from revati.engines.refusals import telling_refusals
 from revati.engines.vllm.batches import Batch, BatchReader
 from revati.engines.vllm.processes import SENT_AT
 from revati.engines.vllm.shortcuts import skip_irrelevant_warmups
-from revati.engines.vllm.step_shape import step_shape
+from revati.engines.vllm.step_shape import dispatched, step_shape
 from revati.interception.gpu import load_gpu
 from revati.spec import ModelShape
 from revati.timing.attach import LaunchPricing
@@ -121,7 +121,7 @@ class EmulatedWorker:
         return usage.columns()
 
     def _dispatch(self, num_reqs: int, num_tokens: int, uniform: int | None) -> Any:
-        return self._worker.model_runner.cudagraph_manager.dispatch(num_reqs, num_tokens, uniform, 0).cg_mode
+        return dispatched(self._worker.model_runner.cudagraph_manager, num_reqs, num_tokens, uniform)
 
 
 def prepare(process: VllmProcess) -> None:
