@@ -41,6 +41,7 @@ from revati.spec import DATA_PARALLEL, DeploymentSpec
 
 _HOST = "127.0.0.1"
 _POLL_S = 0.5
+_given: set[int] = set()  # ports: whoever asked for one binds it later
 
 
 def fleet_key(spec: DeploymentSpec) -> str:
@@ -154,12 +155,15 @@ class Fleet:
 
 
 def free_port() -> int:
-    """A TCP port of this host that nobody listens on, and that no outgoing connection will get."""
+    """A TCP port of this host that nobody listens on, that no outgoing connection gets; never one twice."""
     lowest_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     for _ in range(100):
         port = random.SystemRandom().randrange(lowest_ephemeral // 2, lowest_ephemeral)
+        if port in _given:
+            continue
         with socket.socket() as listener, suppress(OSError):
             listener.bind((_HOST, port))
+            _given.add(port)
             return port
     raise OSError(f"no free port below {lowest_ephemeral}")
 
