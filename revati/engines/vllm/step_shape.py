@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # (requests, tokens, tokens of each request if all have as many) → how vLLM runs such a step
 Dispatch = Callable[[int, int, int | None], CUDAGraphMode]
 
-_ASKS_FOR_LONGEST = "max_query_len" in inspect.signature(CudaGraphManager.dispatch).parameters  # vLLM 0.28 on
+_ASKS_FOR_LONGEST = "max_query_len" in inspect.signature(CudaGraphManager.dispatch).parameters  # not in 0.26
 _KINDS: dict[CUDAGraphMode, StepKind] = {CUDAGraphMode.FULL: "full", CUDAGraphMode.PIECEWISE: "piecewise"}
 
 
