@@ -10,19 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from serving import TINY
 
 from revati.deployment import zygote
 from revati.deployment.wire import TrialRequest, TrialResult, receive_line, send_result
 from revati.spec import DeploymentSpec, HostSpec, ModelShape
 
-MODEL = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "vocab_size": 64,
-}
 HAVE_ROOM = 2  # templates
 
 Ask = Callable[[int], str]
@@ -59,7 +52,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ask]:
 
     def ask(tensor_parallel_size: int) -> str:
         host = HostSpec("h200_xeon")
-        spec = DeploymentSpec("vllm", ModelShape("any", MODEL), "h200", host, tensor_parallel_size)
+        spec = DeploymentSpec("vllm", ModelShape("tiny", TINY), "h200", host, tensor_parallel_size)
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(tmp_path / "socket"))
             connection.sendall(TrialRequest(spec, tmp_path / "workload", tmp_path).to_line())
