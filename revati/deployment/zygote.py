@@ -4,7 +4,8 @@ usage: python -m revati.deployment.zygote SOCKET_PATH WORK_DIR ENGINE
 
 Listens on SOCKET_PATH.  Each connection brings one trial; it is handed to the template (see `template`)
 of its key, which is forked at the first such trial and again if it has ended: when memory is short, those
-that were not asked for the longest end before a new one starts.
+that were not asked for the longest end, before a new one starts and while others, such as another engine's
+server, take it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from revati.deployment.wire import TrialRequest, TrialResult, receive_line, send
 from revati.engines.warm import engine_module
 
 _ROOM_BYTES = 4 << 30  # of an engine that starts, and of trials that are running meanwhile
+_SPARE_BYTES = 2 << 30  # of those trials, when others take memory
 _ENDING_S = 10.0  # an idle template takes milliseconds, one with trials as long as they
 _POLL_S = 0.1
+_LOOK_S = 1.0
 
 
 def available_bytes() -> int:
@@ -41,12 +44,14 @@ class Zygote:
     def serve(self) -> None:
         self._selector.register(self._listener, selectors.EVENT_READ)
         while True:
-            for ready, _ in self._selector.select():
+            for ready, _ in self._selector.select(_LOOK_S):
                 if ready.fileobj is self._listener:
                     connection, _ = self._listener.accept()
                     self._dispatch(connection)
                 elif self._templates.get(ready.data) is ready.fileobj:
                     self._forget(ready.data)
+            if len(self._templates) > 1 and available_bytes() < _SPARE_BYTES:
+                self._forget_oldest()
 
     def _dispatch(self, connection: socket.socket) -> None:
         with connection:
@@ -84,10 +89,13 @@ class Zygote:
     def _make_room(self) -> None:
         """End templates until a new one has room; they finish the trials that they have begun."""
         while self._templates and available_bytes() < _ROOM_BYTES:
-            self._forget(next(iter(self._templates)))
+            self._forget_oldest()
             deadline = time.monotonic() + _ENDING_S
             while available_bytes() < _ROOM_BYTES and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
+
+    def _forget_oldest(self) -> None:
+        self._forget(next(iter(self._templates)))
 
     def _forget(self, key: str) -> None:
         template = self._templates.pop(key)

@@ -94,6 +94,18 @@ CASES = {
         decodes=(1, 2, 4, 8, 16, 32, 64, 128, 256, 300),
         prefills=(16, 64, 128, 256, 512, 1024, 2048, 4000, 8000),
     ),
+    "llama31_8b": Case(
+        "llama31_8b",
+        (_poisson(10, 150), _poisson(20, 240), SATURATED[1]),
+        decodes=(1, 8, 32, 128, 256),
+        prefills=(16, 128, 512, 1024, 2048, 4000),
+    ),
+    "qwen3_8b": Case(
+        "qwen3_8b",
+        (_poisson(10, 150), _poisson(20, 240)),
+        decodes=(1, 8, 32, 128, 256),
+        prefills=(16, 128, 512, 1024, 2048, 4000),
+    ),
     "tp2": Case(
         "llama13b",
         (_poisson(12, 240), _poisson(20, 360), *SATURATED),
