@@ -31,7 +31,7 @@ sweep model="llama13b" *arguments="":
 
 # Compare emulated with measured runs again: emulate all, rewrite validation/
 validate *arguments="jobs=2":
-    {{python}} -m revati.validate steps=1 out=validation {{arguments}}
+    {{python}} -m revati.validate out=validation {{arguments}}
 
 # Predict the measured runs by the baselines (aiconfigurator in an environment of its own)
 baselines:

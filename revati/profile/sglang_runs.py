@@ -106,6 +106,8 @@ CASES = {
         decodes=(1, 8, 32, 128, 256),
         prefills=(16, 128, 512, 1024, 2048, 4000),
     ),
+    "mistral_7b": Case("mistral_7b", (_poisson(10, 150), _poisson(20, 240))),
+    "qwen25_14b": Case("qwen25_14b", (_poisson(6, 100), _poisson(12, 180))),
     "tp2": Case(
         "llama13b",
         (_poisson(12, 240), _poisson(20, 360), *SATURATED),

@@ -12,6 +12,7 @@ from revati.timing.gpu import GpuLimits
 from revati.timing.roofline import ATTAINABLE, REL_STD, roofline_us
 
 FEW_BLOCKS = 8
+SGLANG_ACTIVATION = "(anonymous namespace)::act_and_mul_kernel"
 ARGMAX, ARGMAX_THREADS = "ArgMaxOps", 512
 BYTES_PER_THREAD = 32  # a guess for unknown kernels: 16 bytes read and 16 written
 
@@ -30,8 +31,8 @@ class Launch:
 def row_width(name: str, kind: str, shape: RankShape) -> int:
     """Elements per block, for kernels with one block per token; 0 where the launch says it all.
 
-    Inductor's pointwise kernels spread all elements over blocks of a fixed size; vLLM's own activation and
-    rotary kernels take a block per token.
+    Inductor's pointwise kernels and SGLang's activation spread all elements over blocks of a fixed size;
+    vLLM's own activation and rotary kernels take a block per token.
     """
     if kind in ("norm", "embedding"):
         return shape.hidden
@@ -39,7 +40,7 @@ def row_width(name: str, kind: str, shape: RankShape) -> int:
         return _quantised_width(name, shape)
     if kind == "kv_write":
         return shape.num_kv_heads * shape.head_dim
-    if kind == "activation" and not name.startswith("triton_"):
+    if kind == "activation" and not name.startswith("triton_") and SGLANG_ACTIVATION not in name:
         return shape.intermediate
     if kind == "rope" and not name.startswith("triton_"):
         return (shape.num_q_heads + shape.num_kv_heads) * shape.head_dim

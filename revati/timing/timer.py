@@ -62,7 +62,7 @@ class KernelTimer:
         self._collectives = CollectiveModel(limits, _collective_points(measured))
         fitted = db.partition(db_dir, gpu) / "fitted"
         self._attention = AttentionModel(limits, shape, measured, fitted)
-        self._sglang = sglang_shorter(measured, shape.num_q_heads)
+        self._sglang = sglang_shorter(measured, shape)
         # Alone, a rank waits for nobody.
         self._jitter = self._rank_jitter(measured) if shape.tp > 1 else NO_JITTER
         self.graph_gap_us = _gap_us(measured, "graph", DEFAULT_GRAPH_GAP_US)

@@ -2,15 +2,16 @@
 
     python -m revati.validate [DIR ...] [runs=GLOB] [host=NAME] [calibrate=1|0]
                               [mode=table|measured|free] [jobs=N] [repeats=N] [out=FOLDER]
-                              [emulate=1|0|GLOB] [steps=0|1] [baselines=FOLDER] [predictor=NAME]
+                              [emulate=1|0|GLOB] [baselines=FOLDER] [predictor=NAME]
 
 A DIR (default: validation/runs of the project) holds one folder a measured run: run.json (engine, settings)
 and requests.parquet (a row a request); NAME_rep2, NAME_rep3, … repeat NAME. Recorded arrivals and lengths are
 replayed through an emulated deployment with the recorded settings. A manifest.yaml in it may name runs that
 were looked at during development, and the host table of the machines.
 
-FOLDER (default: outputs/validation) gets SUMMARY.md, validation.csv (a row a case, metric and predictor),
-emulated/<case>/ (requests.parquet, run.json) and trials/ (logs and timelines of the emulation).
+FOLDER (default: outputs/validation) gets SUMMARY.md, STEPS.md (engine steps of emulation and measurement
+compared by kind), validation.csv (a row a case, metric and predictor), emulated/<case>/ (requests.parquet,
+steps.parquet, run.json) and trials/ (logs and timelines of the emulation).
 
     runs       which of the runs, by name (default: *)
     host       the host table of conf/host (default: h200_xeon_contended, the machines of the shared runs)
@@ -22,7 +23,6 @@ emulated/<case>/ (requests.parquet, run.json) and trials/ (logs and timelines of
                repeats (default: 1)
     emulate    0: only compare with what FOLDER/emulated already holds; a GLOB: emulate cases of such names,
                with hosts calibrated on all of the runs, and take the others from there
-    steps      1: also write STEPS.md, engine steps of emulation and measurement compared by kind
     baselines  folder of *.csv with predictions by others (default: validation/predictions of the project)
     predictor  emulate every case on the host given, whatever is known of its machine, and write nothing but
                the metrics, into NAME.csv of the baselines: a predictor of its own in later summaries;
@@ -72,8 +72,7 @@ def validate(options: Options, cases: Sequence[Case], emulate: Emulate | None) -
         predictions |= {path.stem: read_csv(path) for path in sorted(options.baselines.glob("*.csv"))}
     write_errors(cases, predictions, options.out / "validation.csv")
     (options.out / "SUMMARY.md").write_text(summary(cases, predictions))
-    if options.steps:
-        write_steps(cases, options.out / "trials", options.out / "STEPS.md")
+    write_steps(cases, options.out / EMULATED, options.out / "STEPS.md")
     return emulated
 
 

@@ -16,7 +16,7 @@ from revati.virtual_time.host_table import known_tables
 DEFAULT_HOST = "h200_xeon_contended"
 OTHERS = "others"  # each case on the median of all machines but its own
 ACCEPTED = (
-    *("runs", "host", "calibrate", "mode", "jobs", "repeats", "out", "emulate", "steps", "baselines"),
+    *("runs", "host", "calibrate", "mode", "jobs", "repeats", "out", "emulate", "baselines"),
     "predictor",
 )
 
@@ -38,7 +38,6 @@ class Options:
     repeats: int = 1
     out: Path = Path("outputs/validation")
     emulate: str = "*"  # names of cases; empty: none
-    steps: bool = False
     baselines: Path | None = None
     predictor: str | None = None
 
@@ -72,7 +71,7 @@ class Options:
         if predictor is not None:
             if not predictor.isidentifier() or predictor == EMULATED:
                 raise ValidationError(f"predictor={predictor}: accepted: a name other than {EMULATED}")
-            for option, wrong in (("calibrate", "1"), ("emulate", "0"), ("steps", "1")):
+            for option, wrong in (("calibrate", "1"), ("emulate", "0")):
                 if given.get(option) == wrong:
                     raise ValidationError(f"{option}={wrong}: not with predictor={predictor}")
         return cls(
@@ -84,7 +83,6 @@ class Options:
             _count("repeats", given.get("repeats", "1")),
             Path(given.get("out", "outputs/validation")),
             {"0": "", "1": "*"}.get(emulate := given.get("emulate", "1"), emulate),
-            _flag("steps", given.get("steps", "0")),
             Path(baselines) if baselines else validation_dir() / "predictions",
             predictor,
         )

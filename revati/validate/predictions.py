@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from revati.compact import without_token_times, write_compact
 from revati.deployment.metrics import summarize
 from revati.spec import DeploymentSpec, HostSpec
+from revati.validate import kept_steps
 from revati.validate.metrics import KV_METRIC
 from revati.validate.runs import Case, Unsupported, ValidationError
 from revati.workload import Workload
@@ -51,7 +52,7 @@ def emulate_all(
     repeats: int = 1,
     report: Callable[[str], None] = print,
 ) -> dict[str, Prediction]:
-    """Emulate every case; <out>/emulated/<case> keeps the requests and a description.
+    """Emulate every case; <out>/emulated/<case> keeps requests, the first repeat's steps and a description.
 
     Args:
         emulate: runs one deployment in a folder of its own, <out>/trials/<case>.
@@ -80,13 +81,16 @@ def emulate_case(case: Case, emulate: Emulate, host: HostSpec, out: Path, repeat
         shutil.rmtree(kept)
     for repeat in range(repeats):
         ending = f"_rep{repeat + 1}" if repeat else ""
-        result = emulate(replace(spec, seed=repeat), case.workload, out / "trials" / f"{case.name}{ending}")
+        trial = out / "trials" / f"{case.name}{ending}"
+        result = emulate(replace(spec, seed=repeat), case.workload, trial)
         if result.status != "ok":
             return _keep(kept, {SKIPPED: f"{result.status}: {' '.join(result.reason.split())}"})
         requests = pq.read_table(result.requests_path)
         write_compact(
             without_token_times(requests) if repeat else requests, kept / f"requests{ending}.parquet"
         )
+        if not repeat and (timeline := trial / "phases.parquet").is_file():
+            kept_steps.keep_steps(timeline, kept / kept_steps.FILE)
     description = {
         "host": case.calibrated.base if case.calibrated else spec.host.name,
         "host_calibrated_on": list(case.calibrated.runs) if case.calibrated else [],

@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from revati.validate import turns, workers
+from revati.validate import kept_steps, turns, workers
 from revati.validate.runs import Case, MeasuredRun
-from revati.validate.steps import Steps, compare, emulated_steps, graph_settings, measured_steps
+from revati.validate.steps import ENGINE_CORE, Steps, compare, graph_settings, measured_steps
 
 INTRODUCTION = """\
 # Engine steps, emulated against measured
@@ -31,38 +31,31 @@ class Pair:
     measured: list[Steps] = field(default_factory=list)
     emulated: list[Steps] = field(default_factory=list)
 
+    def add(self, measured: Steps, emulated: Steps) -> None:
+        self.measured.append(measured)
+        self.emulated.append(emulated)
+
     def page(self, *shown: Sequence[str]) -> str:
         return compare(Steps.concatenate(self.measured), Steps.concatenate(self.emulated), *shown)
 
 
-def write_steps(cases: Iterable[Case], trials: Path, path: Path) -> None:
-    """Compare all cases that have both a step log and an emulated timeline, by model and deployment."""
+def write_steps(cases: Iterable[Case], emulated: Path, path: Path) -> None:
+    """Compare all cases that have both a step log and kept steps, by model and deployment, if any has."""
     core: dict[str, Pair] = {}
     worker: dict[str, Pair] = {}
     for case in cases:
-        timeline = trials / case.name / "phases.parquet"
-        if not timeline.is_file():
+        kept = emulated / case.name / kept_steps.FILE
+        if not kept.is_file():
             continue
-        phases = pq.read_table(timeline)
+        steps = kept_steps.read_steps(kept)
         name = _title(case.description)
-        largest, eager = graph_settings(case.description)
         for run in case.runs:
             if (measured := _measured(run)) is not None:
-                pair = core.setdefault(name, Pair())
-                pair.measured.append(measured)
-                pair.emulated.append(emulated_steps(phases))
-            calls = run.folder / "workers.parquet"
-            if calls.is_file() and (emulated := workers.emulated_calls(phases)):
-                pair = worker.setdefault(name, Pair())
-                pair.emulated.append(emulated)
-                pair.measured.append(
-                    workers.measured_calls(
-                        pq.read_table(calls),
-                        tensor_parallel=case.description["tensor_parallel_size"],
-                        eager=eager,
-                        largest_graph=largest,
-                    )
-                )
+                core.setdefault(name, Pair()).add(measured, steps[ENGINE_CORE])
+            if kept_steps.WORKERS in steps and (calls := _measured_calls(run)) is not None:
+                worker.setdefault(name, Pair()).add(calls, steps[kept_steps.WORKERS])
+    if not core:
+        return
     parts = [INTRODUCTION]
     for name, pair in core.items():
         parts += [f"## {name}", pair.page()]
@@ -88,3 +81,13 @@ def _measured(run: MeasuredRun) -> Steps | None:
         return measured_steps(pq.read_table(log), eager=eager, largest_graph=largest)
     found = turns.read(run.folder, run.description)
     return turns.steps(found) if found else None
+
+
+def _measured_calls(run: MeasuredRun) -> Steps | None:
+    if not (log := run.folder / "workers.parquet").is_file():
+        return None
+    largest, eager = graph_settings(run.description)
+    ranks = run.description["tensor_parallel_size"]
+    return workers.measured_calls(
+        pq.read_table(log), tensor_parallel=ranks, eager=eager, largest_graph=largest
+    )

@@ -16,12 +16,15 @@ DECODES = np.ones(4, dtype=np.int64), np.full(4, 100)
 @pytest.fixture
 def timer(tmp_path: Path) -> KernelTimer:
     shorter = [
-        row(kind=schema.SGLANG_SHORTER, kernel=kernel, num_q_heads=heads, num_reqs=requests, median_us=us)
-        for kernel, heads, requests, us in (
-            ("attention", 4, 2, 0.5),
-            ("attention", 4, 6, 0.1),
-            ("attention", 64, 4, 0.0),
-            ("combine", 4, 4, 1000.0),
+        row(kind=schema.SGLANG_SHORTER, kernel=kernel, num_reqs=requests, median_us=us)
+        | {"num_q_heads": heads, "num_kv_heads": kv_heads}
+        for kernel, heads, kv_heads, requests, us in (
+            ("attention", 4, 4, 2, 0.6),
+            ("attention", 4, 4, 2, 0.4),
+            ("attention", 4, 4, 6, 0.1),
+            ("attention", 64, 64, 4, 0.0),
+            ("attention", 4, 1, 4, 0.0),
+            ("combine", 4, 4, 4, 1000.0),
         )
     ]
     write(tmp_path, shorter)

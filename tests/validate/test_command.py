@@ -208,7 +208,6 @@ def test_predictions_of_others_are_numbers_or_reasons(tmp_path: Path) -> None:
         (["x", "jobs=0"], "jobs=0: .*integer >= 1"),
         (["x", "repeats=many"], "repeats=many: .*integer >= 1"),
         (["x", "run=a"], "unknown option 'run'; accepted: runs, host"),
-        (["x", "steps=yes"], "steps=yes: accepted: 0, 1"),
         (["x", "baselines=nowhere"], "no such folder"),
         (["x", "predictor=emulated"], "accepted: a name other than emulated"),
         (["x", "predictor=../x"], "accepted: a name"),
