@@ -11,7 +11,15 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from revati.environments import REQUIREMENTS, ROUTERS, cuda_home, environment_dir, site_packages
+from revati.environments import (
+    MEASURED,
+    REQUIREMENTS,
+    ROUTERS,
+    cuda_home,
+    environment_dir,
+    site_packages,
+    unmeasured_release,
+)
 
 _COMPLETE = "complete"  # a file in an environment without a toolkit
 
@@ -27,11 +35,13 @@ def provision_missing(names: Iterable[str]) -> None:
 def provision(name: str) -> None:
     """Install an engine or the routers into their environment; what is there already is kept.
 
+    So is another release of the engine, which somebody else has installed there.
+
     Raises:
         subprocess.CalledProcessError: an installer failed; it has said why.
     """
     folder = environment_dir(name)
-    if not _is_complete(name):
+    if not (_is_complete(name) or (name in MEASURED and unmeasured_release(name))):
         _install(folder, REQUIREMENTS[name])
     if name == ROUTERS:
         (folder / _COMPLETE).touch()

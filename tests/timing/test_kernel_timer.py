@@ -18,6 +18,7 @@ from revati.timing import KernelTimer, RankShape, UnknownGpuError, db, schema
 from revati.timing.curve import Curve
 from revati.timing.gemm import TileCurve, TokenCurve
 from revati.timing.gpu import NoFp8Error
+from revati.timing.launches import row_width
 from tests.timing.database import LAUNCH, SHAPE, row, write
 
 LLAMA7B = RankShape(
@@ -206,6 +207,21 @@ def test_inductor_number_does_not_matter(timer: KernelTimer) -> None:
     )
     assert seen == other
     assert (seen.duration_us, seen.provenance, seen.kind) == (4.0, "measured", "norm")
+
+
+@pytest.mark.parametrize(
+    ("name", "provenance"),
+    [
+        ("void (anonymous namespace)::act_and_mul_kernel<__nv_bfloat16>(int)", "measured"),
+        ("void vllm::act_and_mul_kernel<c10::BFloat16>(int)", "extrapolated"),  # a block a token
+    ],
+)
+def test_sglangs_activation_is_told_by_its_blocks(tmp_path: Path, name: str, provenance: str) -> None:
+    launch = {"grid_x": 7, "block_x": 256, "grid_y": 1, "grid_z": 1}
+    width = row_width(name, "activation", SHAPE)
+    write(tmp_path, [row(kind="activation", kernel=name, width=width, median_us=1.6, **launch)])
+    wider = KernelTimer(tmp_path, "h200", replace(SHAPE, intermediate=2 * SHAPE.intermediate))
+    assert wider.kernel(name, (7, 1, 1), (256, 1, 1), 0, 1, 1).provenance == provenance
 
 
 def test_kernel_between_and_beyond_measurements(timer: KernelTimer) -> None:

@@ -23,7 +23,7 @@ def timer(tmp_path: Path) -> KernelTimer:
             ("attention", 4, 4, 2, 0.4),
             ("attention", 4, 4, 6, 0.1),
             ("attention", 64, 64, 4, 0.0),
-            ("attention", 4, 1, 4, 0.0),
+            ("attention", 4, 16, 4, 0.0),
             ("combine", 4, 4, 4, 1000.0),
         )
     ]
