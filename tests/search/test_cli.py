@@ -27,8 +27,8 @@ def composed(name: str, *arguments: str) -> list[DictConfig]:
 REFUSALS = [
     (
         [],
-        "+model= with one of llama13b, llama31_70b, llama31_8b, llama7b, mistral_7b, qwen25_14b, qwen3_8b, "
-        "the path of",
+        "+model= with one of llama13b, llama31_70b, llama31_8b, llama32_3b, llama7b, mistral_7b, "
+        "qwen25_14b, qwen25_32b, qwen3_8b, the path of",
     ),
     (["+model=llama99"], "unknown model 'llama99'; accepted: llama13b"),
     (["+model=llama7b", "gpu=h300"], "unknown gpu 'h300'; accepted: a100, b200, h100, h200, l40s"),
