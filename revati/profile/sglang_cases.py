@@ -37,13 +37,18 @@ SATURATED = (
 
 @dataclass(frozen=True)
 class Case:
-    """One engine: its settings, its workloads, and the scenes to trace (requests and tokens)."""
+    """One engine: its settings, its workloads, and the scenes to trace.
+
+    Scenes are decodes of so many requests with prompts from some tokens to others, and prefills of so many
+    tokens.
+    """
 
     model: str
     loads: tuple[Load, ...]
     engine_args: dict[str, Any] = field(default_factory=dict)
     brief: bool = True
     decodes: tuple[int, ...] = ()
+    decode_prompts: tuple[tuple[int, int], ...] = ((150, 450),)
     prefills: tuple[int, ...] = ()
 
     def parallel(self, way: str) -> int:
@@ -54,7 +59,7 @@ class Case:
 CASES = {
     "tp1": Case(
         "llama13b",
-        (_poisson(6, 150), _poisson(10, 200), _poisson(12, 240)),
+        (_poisson(6, 150), _poisson(10, 200), _poisson(12, 240), SATURATED[1]),
         brief=False,
         decodes=(1, 2, 4, 8, 16, 32, 64, 128, 256, 300),
         prefills=(16, 64, 128, 256, 512, 1024, 2048, 4000, 8000),
@@ -62,7 +67,8 @@ CASES = {
     "llama31_8b": Case(
         "llama31_8b",
         (_poisson(10, 150), _poisson(20, 240), SATURATED[1]),
-        decodes=(1, 8, 32, 128, 256),
+        decodes=(1, 8, 32, 64, 128, 192, 256, 300),
+        decode_prompts=((150, 450), (900, 1500)),
         prefills=(16, 128, 512, 1024, 2048, 4000),
     ),
     "qwen3_8b": Case(
@@ -72,7 +78,7 @@ CASES = {
         prefills=(16, 128, 512, 1024, 2048, 4000),
     ),
     "mistral_7b": Case("mistral_7b", (_poisson(10, 150), _poisson(20, 240))),
-    "qwen25_14b": Case("qwen25_14b", (_poisson(6, 100), _poisson(12, 180))),
+    "qwen25_14b": Case("qwen25_14b", (_poisson(6, 100), _poisson(12, 180), SATURATED[1])),
     "tp2": Case(
         "llama13b",
         (_poisson(12, 240), _poisson(20, 360), *SATURATED),

@@ -202,16 +202,17 @@ class Session:
             await self.segment(f"prefill_{tokens}", lone)
             self.engine.collective_rpc("stop_scene", path=str(folder / f"prefill_{tokens}"))
             await self.flush()
-        for batch in self.case.decodes:
-            await self.trace_decode(batch, folder / f"decode_{batch}")
+        for prompts in self.case.decode_prompts:
+            for batch in self.case.decodes:
+                await self.trace_decode(batch, prompts, folder / f"decode_{batch}_of_{prompts[0]}")
         await asyncio.sleep(1.0)  # later pipeline stages write after the answer
         (folder / "run.json").write_text(json.dumps(self.describe(), indent=1, default=str))
         convert_scenes(folder)
         self.say(f"scenes: {now() - first:.1f} s")
 
-    async def trace_decode(self, batch: int, path: Path) -> None:
+    async def trace_decode(self, batch: int, prompts: tuple[int, int], path: Path) -> None:
         first = len(self.outcomes)
-        requests = [Request(0.0, self.rng.randint(150, 450), 120) for _ in range(batch)]
+        requests = [Request(0.0, self.rng.randint(*prompts), 120) for _ in range(batch)]
         task = asyncio.create_task(self.segment(path.name, requests))
         while len(self.outcomes) < first + batch or not all(o.token_times_s for o in self.outcomes[first:]):
             await asyncio.sleep(0.005)
