@@ -40,6 +40,9 @@ ALLOWED = {
     "frontend_token": (1, 1, 0, 0, 0, 1),
 }
 
+# Launched kernel by kernel, a step costs so much a layer and little else, which one model alone cannot tell.
+BY_LAYER = ("execute", "eager")
+
 Phases = dict[str, dict[str, dict[str, float]]]
 
 
@@ -56,7 +59,8 @@ def fit(samples: dict[tuple[str, str], Samples], least: int = 20) -> Phases:
         if not (features[:, 3] > 0).any():
             allowed[2:4] &= phase in ("input", "ipc", "unpack")
         if len(np.unique(features[:, 4])) < 2:
-            allowed[4] = False
+            allowed[4] = (phase, kind) == BY_LAYER
+            allowed[0] &= not allowed[4]
         coefficients = np.zeros(len(TERMS))
         coefficients[allowed] = least_absolute_relative(features[:, allowed], cost / slowdown)
         ratio = cost / slowdown / (features @ coefficients)

@@ -82,10 +82,8 @@ def add_samples(found: dict[tuple[str, str], Samples], stages: list[Stage], laye
     """
 
     def add(phase: str, kind: str, cost_us: Array, requests: Array, prefills: Array | float = 0.0) -> None:
-        # Without a graph, launches are all that it costs: so much a layer.
-        by_layer = phase == "execute" and kind == "eager"
         x = np.zeros((len(cost_us), 5))
-        x[:, 0], x[:, 1], x[:, 3] = layers if by_layer else 1.0, requests, prefills
+        x[:, 0], x[:, 1], x[:, 3], x[:, 4] = 1.0, requests, prefills, layers
         found.setdefault((phase, kind), Samples()).add(cost_us, x, np.ones(len(cost_us)))
 
     for number, stage in enumerate(stages):
@@ -209,8 +207,6 @@ def pipeline_phases(folders: Sequence[Path], layers: int) -> Phases:
         names = ", ".join(folder.name for folder in folders)
         raise TooFewTurnsError(f"{names}: fewer than {_LEAST} observations of {', '.join(rare)}")
     phases = fit(samples, least=_LEAST)
-    eager = phases["execute"]["eager"]
-    eager["per_layer_us"] = eager.pop("base_us")
     # A prefill's requests are all prompts, so the fit cannot tell them from decodes without a graph.
     for by_kind in (phases["schedule"], phases["update"]):
         prompt, decode_us = by_kind["eager"], by_kind["full"].get("per_request_us", 0.0)
