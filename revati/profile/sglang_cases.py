@@ -79,6 +79,8 @@ CASES = {
     ),
     "mistral_7b": Case("mistral_7b", (_poisson(10, 150), _poisson(20, 240))),
     "qwen25_14b": Case("qwen25_14b", (_poisson(6, 100), _poisson(12, 180), SATURATED[1])),
+    "llama32_3b": Case("llama32_3b", (_poisson(15, 150), _poisson(40, 320))),
+    "qwen25_32b": Case("qwen25_32b", (_poisson(4, 50), _poisson(7, 90))),
     "tp2": Case(
         "llama13b",
         (_poisson(12, 240), _poisson(20, 360), *SATURATED),
