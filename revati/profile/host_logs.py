@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 Array = npt.NDArray[np.float64]
 
 WINDOW_S = 0.5
+LONG_PREFILL_TOKENS = 2048  # take the GPU longer than the host
 
 
 @dataclass
@@ -88,6 +89,17 @@ def kinds_by_graph(graphs: Sequence[str | None], eager: bool) -> npt.NDArray[np.
     """How the model ran in steps by vLLM's names of their CUDA graphs; "" where it gives none."""
     ran = {"FULL": "full", "PIECEWISE": "piecewise", "NONE": "eager" if eager else "compiled", "": ""}
     return np.array([ran[graph or ""] for graph in graphs])
+
+
+def behind_long_prefills(tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Of steps with so many tokens (none: nothing launched), those whose launches may wait for the GPU.
+
+    They wait for room in its queue, so that they don't tell what they cost the host.
+    """
+    steps = np.flatnonzero(tokens)
+    behind = np.zeros(len(tokens), np.bool_)
+    behind[steps[1:]] = tokens[steps[:-1]] > LONG_PREFILL_TOKENS
+    return behind
 
 
 def step_features(run: Run, updated: bool) -> Array:

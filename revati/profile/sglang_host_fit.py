@@ -27,6 +27,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import yaml
 
+from revati.profile.host_logs import behind_long_prefills
 from revati.profile.host_model import Phases, fit, predicted
 from revati.profile.host_samples import Samples, back_to_back
 
@@ -136,7 +137,8 @@ def samples_of(log: Log) -> dict[tuple[str, str], Samples]:
     else:
         decision_us += silent_us
     add("schedule", _scheduled(kind, steps["mode"]), decision_us, launched, of_step)
-    blocked = ranked & (steps["graph"] == 1) & (steps["tokens"] > _UNBLOCKED_TOKENS)
+    blocked = behind_long_prefills(np.where(launched, steps["tokens"], 0))
+    blocked |= ranked & (steps["graph"] == 1) & (steps["tokens"] > _UNBLOCKED_TOKENS)
     add("execute", kind, log.us("run_begin_s", "run_end_s"), launched & ~blocked, of_step)
     for one, rows, cost_us in inputs(receive_us - silent_us, steps["received"]):
         add("input", np.full(count, one), cost_us, rows, features(np.zeros(count)))

@@ -32,8 +32,10 @@ from revati.virtual_time.spread import QUANTILES, factors
 
 LEAST_STEPS = 20
 LEAST_RUN_STEPS = 200  # fewer long steps tell nothing of a host that is busy with short ones
-BLOCKED = 2.0  # a step that takes so many times as long as its like waited for something,
-UNBLOCKED = "full"  # but for steps of one graph, whose host waits for nobody: it stalled
+# A step that takes so many times as long as most of its like (hosts have fast times and slow ones) waited for
+# something, but for steps of one graph, whose host waits for nobody: it stalled.
+BLOCKED, MOST = 2.0, 0.75
+UNBLOCKED = "full"
 # Above this share of those steps' time the machine stalls, not a thread now and then for another one; then
 # all of its work does, and what takes so long in other steps is such a stall, too.
 STALLING = 0.03
@@ -143,7 +145,7 @@ def neighbours(case: Case, engines_own: Sequence[Path]) -> list[Path]:
     Args:
         engines_own: what `others` says.
     """
-    if case.machine is None or case.description["engine"] != "vllm":
+    if case.machine is None:
         return []
     manifest = Manifest.read(case.runs[0].folder.parent)
     return [
@@ -312,10 +314,14 @@ def _stalls(logged: Mapping[Key, Pairs]) -> tuple[float, float]:
         if (phase, UNBLOCKED) in logged:
             measured, expected = logged[phase, UNBLOCKED].T
             ratio = measured / expected
-            usual = np.median(ratio)
-            stalls_us += (measured - usual * expected)[ratio > BLOCKED * usual].tolist()
+            stalls_us += (measured - np.median(ratio) * expected)[_blocked(ratio)].tolist()
             spent_us += float(measured.sum())
     return (sum(stalls_us) / spent_us, fmean(stalls_us)) if stalls_us else (0.0, 0.0)
+
+
+def _blocked(ratio: NDArray[np.float64]) -> NDArray[np.bool_]:
+    blocked: NDArray[np.bool_] = ratio > BLOCKED * np.quantile(ratio, MOST)
+    return blocked
 
 
 def _compare(pairs: Pairs, unblocked: bool) -> tuple[float, list[float]]:
@@ -326,7 +332,7 @@ def _compare(pairs: Pairs, unblocked: bool) -> tuple[float, list[float]]:
     """
     measured, expected = pairs.T
     ratio = measured / expected
-    usual = ratio <= BLOCKED * np.median(ratio)
+    usual = ~_blocked(ratio)
     relative = np.quantile(ratio[usual], QUANTILES) / np.median(ratio[usual])
     spread = [round(float(value), 3) for value in relative]
     counted = usual

@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from revati.profile.host_logs import behind_long_prefills
 from revati.validate.phase_costs import Array, Counts, PhaseCosts
 from revati.validate.steps import graph_settings, step_kinds
-
-LONG_PREFILL_TOKENS = 2048  # take the GPU longer than the host
 
 
 def read(folder: Path, description: Mapping[str, Any]) -> list[PhaseCosts]:
@@ -33,7 +32,7 @@ def read(folder: Path, description: Mapping[str, Any]) -> list[PhaseCosts]:
     largest_graph, eager = graph_settings(description)
     kind = step_kinds(log, eager=eager, largest_graph=largest_graph)
     sizes = description["resolved"].get("cudagraph_capture_sizes") or []
-    launched = scheduled & ~_behind_long_prefills(tokens) & ~_first_launches(kind, requests, sizes)
+    launched = scheduled & ~behind_long_prefills(tokens) & ~_first_launches(kind, requests, sizes)
     handed = scheduled if remote else launched
     shape = requests, tokens - (requests - prefills), prefills
     us = {name: 1e6 * times for name, times in columns.items() if name.endswith("_s")}
@@ -53,14 +52,6 @@ def read(folder: Path, description: Mapping[str, Any]) -> list[PhaseCosts]:
         for phases, cost in calls.items():
             found += _by_kind(phases, kind[steps], cost, launched[steps], of_steps)
     return found
-
-
-def _behind_long_prefills(tokens: Counts) -> npt.NDArray[np.bool_]:
-    """Steps whose launches may wait for room in the GPU's queue, not only for the host."""
-    steps = np.flatnonzero(tokens)
-    behind = np.zeros(len(tokens), np.bool_)
-    behind[steps[1:]] = tokens[steps[:-1]] > LONG_PREFILL_TOKENS
-    return behind
 
 
 def _first_launches(
