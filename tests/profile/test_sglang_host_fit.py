@@ -72,6 +72,16 @@ def test_launches_that_wait_for_the_gpu_are_no_cost_of_the_host() -> None:
     assert launch_us.max() > 30e3 > 20e3 > unblocked.max()
 
 
+def test_launches_of_a_deep_model_wait_behind_long_prefills() -> None:
+    log = measured("sglang-many-qwen25_14b_tp1_pp1_off_sg")
+    launch_us = log.us("run_begin_s", "run_end_s")[log.kinds("mode") == "piecewise"]
+    assert len(launch_us) == 13
+    assert np.median(launch_us) > 90e3  # one behind the other, each of 8192 tokens
+    unblocked = np.concatenate(samples_of(log)["execute", "piecewise"].cost_us)
+    assert len(unblocked) <= 2
+    assert unblocked.max() < 20e3
+
+
 def test_a_call_in_a_burst_costs_its_client_the_time_to_the_next_one() -> None:
     tokens = [10, 1000, 10, 2000, 500, 100, 700]
     sent_s = np.cumsum([0.0] + [1e-6 * (100 + 0.05 * n) for n in tokens[:-1]])

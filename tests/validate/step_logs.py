@@ -21,13 +21,14 @@ def write_log(
     execute_slowdown: float | None = None,
     kind: str = "full",
     stall: float = 1.0,
+    stall_every: int = 10,
     first_launch: float = 1.0,
 ) -> None:
     """Decode steps of 1 to 16 requests, each phase `slowdown` times as long as the table says.
 
     Args:
         kind: how the model runs by the run's description: full, or eager.
-        stall: how many times as long every tenth step's execute takes.
+        stall: how many times as long execute takes in one of ``stall_every`` steps.
         first_launch: how many times as long sample takes in the first step with each of `GRAPH_SIZES`.
     """
     rows = []
@@ -39,7 +40,7 @@ def write_log(
             for phase in ("schedule", "execute", "sample")
         )
         execute *= (execute_slowdown or slowdown) / slowdown
-        if step % 10 == 9:
+        if step % stall_every == stall_every - 1:
             execute *= stall
         if step == 0 or step in GRAPH_SIZES[:-1]:  # one request more than fit the graph before
             sample *= first_launch

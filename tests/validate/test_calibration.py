@@ -7,9 +7,9 @@ from statistics import fmean
 
 import pytest
 
-from revati.validate.calibration import calibrated
+from revati.validate.calibration import calibrate, calibrated, has_long_log
 from revati.validate.options import validation_dir
-from revati.validate.runs import CalibratedHost, read_cases
+from revati.validate.runs import CalibratedHost, model_shape, read_cases
 from revati.virtual_time.host_table import HostTable
 
 from .conftest import AddRun
@@ -113,6 +113,16 @@ def test_what_waits_for_the_gpu_is_no_stall(measured: Path, add_run: AddRun, tmp
     assert slowdown_of(table, "execute", "eager") == pytest.approx(1.3, rel=1e-3)
 
 
+def test_a_host_that_is_often_slow_does_not_wait_then(
+    measured: Path, add_run: AddRun, tmp_path: Path
+) -> None:
+    eager = {"engine_start_s": 1.0, "engine_args": {"enforce_eager": True}}
+    add_run("own", **eager)
+    write_log(add_run("other", **eager), slowdown=1.3, kind="eager", stall=2.2, stall_every=3)
+    _, table = calibrate_own(measured, tmp_path)
+    assert slowdown_of(table, "execute", "eager") == pytest.approx(1.3 * (1 + 1.2 / 3), rel=1e-2)
+
+
 def test_what_an_engines_runs_do_not_show_is_known_from_its_neighbours(
     measured: Path, add_run: AddRun, tmp_path: Path
 ) -> None:
@@ -189,6 +199,34 @@ def test_few_steps_say_nothing(measured: Path, add_run: AddRun, tmp_path: Path) 
     write_log(add_run("other", engine_start_s=1.0), slowdown=1.3, count=160)
     case = next(case for case in read_cases([measured]) if case.name == "own")
     assert calibrated(case, "h200_xeon", tmp_path) is None
+
+
+def test_an_engine_of_sglang_is_known_from_its_neighbours_too(tmp_path: Path) -> None:
+    (case,) = read_cases([validation_dir() / "runs"], "sglang-many-llama31_8b_*")
+    found = calibrated(case, "h200_xeon", tmp_path)
+    assert found is not None
+    assert {run.split("_tp1")[0] for run in found.runs} == {"sglang-many-llama13b", "sglang-many-qwen25_14b"}
+    table, one = HostTable.load(str(found.path)), HostTable.load(found.base, slowdown=1.0)
+    decode = ("execute", "eager", 300, 0, 0, 32)
+    assert 1.4 < table.phase_us(*decode) / one.phase_us(*decode) < 2.0
+
+
+def test_launching_without_graphs_takes_as_long_a_layer_whatever_the_model(tmp_path: Path) -> None:
+    """Of 32, 40 and 64 layers, on one machine."""
+    cases = read_cases([validation_dir() / "runs"], "eager-*_eager_sg_*")
+    a_layer_us = []
+    for case in cases:
+        logs = [run.folder for run in case.runs if has_long_log(run.folder)]
+        found = calibrate(logs, "h200_xeon")
+        assert found is not None
+        table = HostTable.load(str(found.write(tmp_path / f"{case.name}.yaml")))
+        layers = model_shape(case.description["model"]).num_hidden_layers
+        mean_us = fmean(table.spread["execute", "eager"]) * table.phase_us(
+            "execute", "eager", 8, 0, 0, layers
+        )
+        a_layer_us.append(mean_us / layers)
+    assert len(a_layer_us) == 3
+    assert max(a_layer_us) / min(a_layer_us) < 1.25
 
 
 def test_stages_of_sglang_are_calibrated_on_their_own_logs(tmp_path: Path) -> None:
