@@ -33,6 +33,7 @@ from revati.profile.host_samples import Samples, back_to_back
 
 Array = npt.NDArray[np.float64]
 _LEAST = 5  # observations of a phase and kind
+_LONGEST_WAY_US = 3000.0
 # NCCL's all-reduces take over from SGLang's own above 8 MiB, at the earliest with so many tokens (of 8192
 # elements).  Launches of graphs that hold them wait for the GPU.
 _UNBLOCKED_TOKENS = 512
@@ -150,7 +151,6 @@ def samples_of(log: Log) -> dict[tuple[str, str], Samples]:
     kind = _scheduled(kind, steps["processed_mode"])
     add("update", kind, log.us("wake_s", "process_end_s"), processed, of_processed)
     add("output", any_kind, log.us("process_end_s", "end_s"), processed, of_processed)
-    found[("frontend_busy", "any")] = _frontend_samples(log, layers)
     return found
 
 
@@ -185,33 +185,56 @@ def _silent(log: Log) -> npt.NDArray[np.bool_]:
     return silent
 
 
-def _frontend_samples(log: Log, layers: float) -> Samples:
-    """From the message of a step until the last client has its tokens."""
+def frontend_samples(log: Log) -> Samples:
+    """From a turn's end, when emulated outputs leave, until the last client has its tokens."""
     steps, sample = log.steps, Samples()
     tokens = np.sort(np.array([t for request in log.requests for t in request["token_times_s"]]))
-    sent = steps["send_end_s"]
-    rows = np.flatnonzero(np.isfinite(sent))
+    sent_s, layers = steps["end_s"], float(log.description["num_layers"])
+    rows = np.flatnonzero(np.isfinite(steps["send_end_s"]))
     for row, following in itertools.pairwise(rows):
-        within = tokens[np.searchsorted(tokens, sent[row]) : np.searchsorted(tokens, sent[following])]
+        within = tokens[np.searchsorted(tokens, sent_s[row]) : np.searchsorted(tokens, sent_s[following])]
         if len(within) == steps["processed_requests"][row]:
             features = np.array([[1.0, float(len(within)), 0.0, 0.0, layers]])
-            sample.add(np.array([(within[-1] - sent[row]) * 1e6]), features, np.ones(1))
+            sample.add(np.array([(within[-1] - sent_s[row]) * 1e6]), features, np.ones(1))
     return sample
 
 
-def lone_messages(log: Log) -> Phases:
-    """Lags of requests that an idle engine gets: late sending, and the way to the scheduler."""
-    steps, late, way = log.steps, [], []
-    for request in log.requests:
-        if request["segment"] != "lone":
-            continue
-        late.append((request["submitted_s"] - request["arrival_s"]) * 1e6)
-        row = int(np.searchsorted(steps["recv_end_s"], request["submitted_s"]))
-        if row < len(steps["step"]) and steps["received"][row] == 1:
-            way.append((steps["recv_begin_s"][row] - request["submitted_s"]) * 1e6)
+def message_way_us(steps: Mapping[str, Any], submitted_s: Array) -> float:
+    """How long requests are on their way to the scheduler: what agrees best with which turn took each.
+
+    The turn that took a request found it, and the one before didn't.
+
+    Args:
+        steps: turns with the number that they ``received`` and ``recv_begin_s``.
+        submitted_s: when the clients called, of all requests that came, of shape (n,).
+    """
+    row = np.repeat(np.arange(len(steps["step"])), np.asarray(steps["received"], np.int64))
+    sent_s = np.sort(submitted_s)[: len(row)]
+    row, sent_s = row[: len(sent_s)][row[: len(sent_s)] > 0], sent_s[row[: len(sent_s)] > 0]
+    found_us = np.sort(1e6 * (steps["recv_begin_s"][row] - sent_s))
+    missed_us = np.sort(1e6 * (steps["recv_begin_s"][row - 1] - sent_s))
+    ways_us = np.arange(0.0, _LONGEST_WAY_US, 10.0)
+    too_short = len(row) - np.searchsorted(missed_us, ways_us)
+    too_long = np.searchsorted(found_us, ways_us)
+    balance = np.abs(too_short - too_long)
+    return round(float(np.median(ways_us[balance == balance.min()])), 1)
+
+
+def messages(log: Log) -> Phases:
+    """Lags of requests: late sending to an idle engine, and the way to the scheduler.
+
+    The clients' event loop hardly follows how slow the scheduler's process is.
+    """
+    late = [
+        (request["submitted_s"] - request["arrival_s"]) * 1e6
+        for request in log.requests
+        if request["segment"] == "lone"
+    ]
+    submitted_s = np.array([request["submitted_s"] for request in log.requests], np.float64)
+    way_us = message_way_us(log.steps, submitted_s)
     return {
         "arrival": {"any": {"latency_us": round(float(np.median(late)), 1), "samples": len(late)}},
-        "frontend_submit": {"any": {"base_us": round(float(np.median(way)), 1), "samples": len(way)}},
+        "frontend_submit": {"any": {"latency_us": way_us, "samples": len(submitted_s)}},
         # Parts of frontend_submit and frontend_busy: a message has no time of its own here.
         "ipc": {"any": {"latency_us": 0.0}},
         "unpack": {"any": {"latency_us": 0.0}},
@@ -237,7 +260,11 @@ def burst_calls(runs: Sequence[Sequence[Mapping[str, Any]]]) -> Phases:
         features[:, 0], features[:, 2] = 1.0, tokens
         sample.add(np.diff(sent)[burst] * 1e6, features[:-1][burst], np.ones(int(burst.sum())))
     fitted = fit({("input", "busy"): sample}, least=_LEAST)  # with the terms of a message
-    return {"frontend_submit": fitted["input"]} if fitted else {}
+    return {"frontend_submit": {"busy": _at_any_speed(fitted["input"]["busy"])}} if fitted else {}
+
+
+def _at_any_speed(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"latency_us" if name == "base_us" else name: value for name, value in entry.items()}
 
 
 def tensor_parallel_factors(log: Log, phases: Phases) -> dict[str, dict[str, float]]:
@@ -245,7 +272,7 @@ def tensor_parallel_factors(log: Log, phases: Phases) -> dict[str, dict[str, flo
     factors: dict[str, dict[str, float]] = {}
     for (phase, kind), sample in samples_of(log).items():
         entry = phases.get(phase, {}).get(kind)
-        if entry is None or phase in ("frontend_busy", "broadcast") or not sample.cost_us:
+        if entry is None or phase == "broadcast" or not sample.cost_us:
             continue
         cost, x = np.concatenate(sample.cost_us), np.concatenate(sample.features)
         if len(cost) >= _LEAST:
@@ -264,12 +291,21 @@ def _gathered(logs: list[Log]) -> dict[tuple[str, str], Samples]:
     return samples
 
 
+def _frontend(logs: list[Log]) -> dict[str, Any]:
+    samples = Samples()
+    for found in map(frontend_samples, logs):
+        samples.cost_us += found.cost_us
+        samples.features += found.features
+        samples.slowdown += found.slowdown
+    return _at_any_speed(fit({("frontend_busy", "any"): samples}, least=_LEAST)["frontend_busy"]["any"])
+
+
 def make_table(logs: list[Log], ranked: list[Log], name: str) -> dict[str, Any]:
     """The table that `HostTable` reads; messages are those of the first engine."""
     samples = _gathered(logs)
     if ranked:
         samples["broadcast", "any"] = _gathered(ranked)["broadcast", "any"]
-    phases = fit(samples, least=_LEAST) | lone_messages(logs[0])
+    phases = fit(samples, least=_LEAST) | messages(logs[0]) | {"frontend_busy": {"any": _frontend(logs)}}
     for phase, busy in burst_calls([log.requests for log in logs]).items():
         phases[phase] |= busy
     for phase in ("schedule", "update"):

@@ -47,8 +47,6 @@ COMMON = ("schedule", "update")
 GRAPHED = ("compiled", "full", "piecewise")
 TYPICAL = "rented_xeon"
 TYPICAL_REQUESTS, TYPICAL_TOKENS, TYPICAL_LAYERS = 16, 500, 32
-# Another process's, and what it does besides.
-FRONTEND, OF_FRONTEND = "frontend_busy", "frontend_submit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +201,6 @@ def calibrate(runs: Sequence[Path], base: str, beside: Sequence[Path] = ()) -> C
     if stalling:
         wake_us = _table(base).phase_us(WAKE, UNBLOCKED, WAKE_REQUESTS)
         spread[WAKE] = {"any": [1.0, 1.0, 1.0, round(stalled, 4), round(1.0 + stall_us / wake_us, 3)]}
-    if FRONTEND in by_phase:
-        by_phase[OF_FRONTEND] = dict(by_phase[FRONTEND])
     names = tuple(run.name for run in (*runs, *beside))
     return Calibration(base, names, round(_mean(common), 4), by_phase, spread)
 

@@ -6,9 +6,17 @@ import json
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from revati.profile.sglang_host_fit import Log, burst_calls, of_slowest_rank, samples_of
+from revati.profile.sglang_host_fit import (
+    Log,
+    burst_calls,
+    frontend_samples,
+    message_way_us,
+    of_slowest_rank,
+    samples_of,
+)
 from revati.validate import turns
 from revati.validate.options import validation_dir
 
@@ -90,8 +98,33 @@ def test_a_call_in_a_burst_costs_its_client_the_time_to_the_next_one() -> None:
         for at, n in zip(sent_s, tokens, strict=True)
     ]
     busy = burst_calls([burst])["frontend_submit"]["busy"]
-    assert busy["base_us"] == pytest.approx(100, abs=0.5)
+    assert busy["latency_us"] == pytest.approx(100, abs=0.5)
     assert busy["per_token_us"] == pytest.approx(0.05, abs=0.001)
     assert busy["samples"] == 6
     one_by_one = [request | {"arrival_s": request["submitted_s"]} for request in burst]
     assert burst_calls([one_by_one]) == {}
+
+
+def test_how_long_a_request_is_on_its_way_shows_in_which_turn_found_it() -> None:
+    turn_s, way_s = 0.007, 0.0005
+    sent_s = np.cumsum(np.random.default_rng(1).exponential(0.05, 400))
+    begin_s = np.arange(0.0, sent_s[-1] + 1.0, turn_s)
+    received = np.bincount(np.searchsorted(begin_s, sent_s + way_s), minlength=len(begin_s))
+    steps = {"step": np.arange(len(begin_s)), "received": received, "recv_begin_s": begin_s}
+    assert message_way_us(steps, sent_s) == pytest.approx(1e6 * way_s, abs=50)
+
+
+def test_requests_are_as_long_on_their_way_to_a_fast_host_as_to_a_slow_one() -> None:
+    ways_us = []
+    for name in ("sglang-llama13b_tp1_pp1_sg_r12", "sglang-llama31_8b_tp1_pp1_sg_r20"):
+        log = measured(name)
+        rows = pq.read_table(validation_dir() / "runs" / name / "requests.parquet")
+        ways_us.append(message_way_us(log.steps, rows["submitted_s"].to_numpy()))
+    assert ways_us == pytest.approx([525, 525], rel=0.2)
+
+
+def test_a_tokens_way_to_its_client_begins_where_the_turn_ends() -> None:
+    found = frontend_samples(measured("sglang-llama13b_tp1_pp1_sg_r12"))
+    cost_us, requests = np.concatenate(found.cost_us), np.concatenate(found.features)[:, 1]
+    assert 300 < np.median(cost_us[requests == 1]) < 450
+    assert np.median(cost_us[requests > 16]) > 800
