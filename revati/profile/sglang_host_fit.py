@@ -209,12 +209,13 @@ def message_way_us(steps: Mapping[str, Any], submitted_s: Array) -> float:
         submitted_s: when the clients called, of all requests that came, of shape (n,).
     """
     row = np.repeat(np.arange(len(steps["step"])), np.asarray(steps["received"], np.int64))
-    sent_s = np.sort(submitted_s)[: len(row)]
-    row, sent_s = row[: len(sent_s)][row[: len(sent_s)] > 0], sent_s[row[: len(sent_s)] > 0]
-    found_us = np.sort(1e6 * (steps["recv_begin_s"][row] - sent_s))
-    missed_us = np.sort(1e6 * (steps["recv_begin_s"][row - 1] - sent_s))
+    count = min(len(row), len(submitted_s))
+    row, sent_s = row[:count], np.sort(submitted_s)[:count]
+    preceded = row > 0
+    found_us = np.sort(1e6 * (steps["recv_begin_s"][row] - sent_s)[preceded])
+    missed_us = np.sort(1e6 * (steps["recv_begin_s"][row - 1] - sent_s)[preceded])
     ways_us = np.arange(0.0, _LONGEST_WAY_US, 10.0)
-    too_short = len(row) - np.searchsorted(missed_us, ways_us)
+    too_short = len(missed_us) - np.searchsorted(missed_us, ways_us)
     too_long = np.searchsorted(found_us, ways_us)
     balance = np.abs(too_short - too_long)
     return round(float(np.median(ways_us[balance == balance.min()])), 1)
