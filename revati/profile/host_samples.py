@@ -39,6 +39,12 @@ class Samples:
         self.features.append(features[keep])
         self.slowdown.append(slowdown[keep])
 
+    def extend(self, others: Samples) -> None:
+        """Add those of another run."""
+        self.cost_us += others.cost_us
+        self.features += others.features
+        self.slowdown += others.slowdown
+
 
 def set_slowdowns(runs: list[Run], reference: list[Run]) -> None:
     """Estimate each half second's slowdown from phases that depend on the batch alone.

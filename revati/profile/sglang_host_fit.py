@@ -286,18 +286,14 @@ def _gathered(logs: list[Log]) -> dict[tuple[str, str], Samples]:
     samples: dict[tuple[str, str], Samples] = {}
     for log in logs:
         for key, found in samples_of(log).items():
-            sample = samples.setdefault(key, Samples())
-            for cost, features, slowdown in zip(found.cost_us, found.features, found.slowdown, strict=True):
-                sample.add(cost, features, slowdown)
+            samples.setdefault(key, Samples()).extend(found)
     return samples
 
 
 def _frontend(logs: list[Log]) -> dict[str, Any]:
     samples = Samples()
-    for found in map(frontend_samples, logs):
-        samples.cost_us += found.cost_us
-        samples.features += found.features
-        samples.slowdown += found.slowdown
+    for log in logs:
+        samples.extend(frontend_samples(log))
     return _at_any_speed(fit({("frontend_busy", "any"): samples}, least=_LEAST)["frontend_busy"]["any"])
 
 
