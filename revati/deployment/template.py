@@ -113,7 +113,7 @@ def _run(module: EngineModule, warm: WarmEngine, request: TrialRequest) -> Trial
     module.prepare(warm, request.spec)
     workload = Workload.from_trace(request.workload_path)
     requests = make_requests(workload, request.spec.model.vocab_size, request.spec.seed)
-    warm.core.reset_counters()
+    warm.core.begin_measurement()
     warm.core.show_virtual_time(True)
     warm.meter.records.clear()
     start_ns = warm.core.now_ns()

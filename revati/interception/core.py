@@ -120,7 +120,8 @@ class NativeCore:
         self.set_queue: Callable[[int, int], None] = lib.revati_set_queue
         # Device and pinned memory: whether getting more of it waits for the GPU, as it really does.
         self.set_allocations_wait: Callable[[bool], None] = lib.revati_set_allocations_wait
-        self.reset_counters: Callable[[], None] = lib.revati_reset_counters
+        # Launches are counted from here on, by GPUs that have been idle for long.
+        self.begin_measurement: Callable[[], None] = lib.revati_begin_measurement
 
     def configure(self, environment: str) -> None:
         """See these GPUs from now on (`GpuDescription.to_environment`); before anything asks for one."""

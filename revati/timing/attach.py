@@ -22,6 +22,8 @@ _CUSTOM_ALL_REDUCE = re.compile(r"(vllm|sglang)::cross_device_reduce_([12]stage)
 # What `TimingSource.collective` calls them.
 _CUSTOM_PREFIX = {"vllm": "custom", "sglang": "sglang_custom"}
 
+BY_BATCH = "by batch"  # what tells an attention kernel's launches apart
+
 
 class UnreadProductError(ValueError):
     """A product came as a kernel whose launch doesn't tell its size, so that nothing tells its time."""
@@ -80,8 +82,8 @@ class LaunchPricing:
         self._core.set_attention(
             round(main.duration_us * 1e3),
             round(combine.duration_us * 1e3),
-            self._log.add_attention(self._attention_names["main"], main),
-            self._log.add_attention(self._attention_names["combine"], combine),
+            self._log.add(self._attention_names["main"], BY_BATCH, main),
+            self._log.add(self._attention_names["combine"], BY_BATCH, combine),
             power_w,
             sensitivity,
             main.std_us * 1e3,

@@ -17,19 +17,18 @@ class LaunchLog:
 
     def __init__(self) -> None:
         self.launches: list[tuple[str, str, Estimate]] = []
-        self._attention: dict[tuple[str, str, float], int] = {}
+        self._numbers: dict[tuple[str, str, str, float], int] = {}
 
     def add(self, name: str, shape: str, estimate: Estimate) -> int:
-        """``shape`` tells launches of one name apart: grid and block, or a product's sizes."""
-        self.launches.append((name, shape, estimate))
-        return len(self.launches) - 1
+        """Launches alike have one number, whichever copy of a kernel they launch and however long they take.
 
-    def add_attention(self, name: str, estimate: Estimate) -> int:
-        """A kernel whose duration each batch changes has one number for each quality of the answer."""
-        key = (name, estimate.provenance, estimate.rel_std)
-        if key not in self._attention:
-            self._attention[key] = self.add(name, "by batch", estimate)
-        return self._attention[key]
+        ``shape`` tells launches of one name apart: grid and block, a product's sizes, or that batches do.
+        """
+        key = (name, shape, estimate.provenance, estimate.rel_std)
+        if key not in self._numbers:
+            self._numbers[key] = len(self.launches)
+            self.launches.append((name, shape, estimate))
+        return self._numbers[key]
 
     def usage(self, busy_ns: Sequence[int], launches: Sequence[int]) -> Usage:
         """``busy_ns`` and ``launches`` by number."""

@@ -16,7 +16,7 @@ def test_launches_are_counted_by_what_is_known_of_them() -> None:
     strange = log.add("nobody_knows", "grid (1, 1, 1)", Estimate(5.0, "roofline", 0.5, "elementwise"))
     unused = log.add("unused", "", Estimate(5.0, "extrapolated", 0.2, "norm"))
     attention = {
-        log.add_attention("attention", Estimate(us, "interpolated", 0.1, "attention")) for us in (1.0, 2.0)
+        log.add("attention", "by batch", Estimate(us, "interpolated", 0.1, "attention")) for us in (1.0, 2.0)
     }
     assert sorted({gemm, strange, unused, *attention}) == [0, 1, 2, 3]
     usage = log.usage([600_000, 200_000, 0, 200_000], [60, 40, 0, 20])

@@ -149,7 +149,7 @@ def hooks(process: SglangProcess) -> dict[str, Callable[..., Any]]:
     def flush(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         success = original(*args, **kwargs)
         if success:
-            process.core.reset_counters()  # of launches: a new measurement
+            process.core.begin_measurement()
         return success
 
     return {

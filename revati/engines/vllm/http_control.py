@@ -30,7 +30,7 @@ class HttpControl:
             await asyncio.sleep(_PAUSE_S)
         else:
             raise RuntimeError("vLLM does not let go of its prefix cache")
-        await self._http.post("/collective_rpc", {"method": "revati_reset_counters"})
+        await self._http.post("/collective_rpc", {"method": "revati_begin_measurement"})
 
     async def usage(self, folder: Path) -> None:
         await self._http.post("/collective_rpc", {"method": "revati_usage", "args": [str(folder)]})

@@ -74,7 +74,7 @@ class VllmServer:
             async for _ in self.generate(request):
                 pass
         await self._llm.reset_prefix_cache()
-        await self._llm.collective_rpc("revati_reset_counters")
+        await self._llm.collective_rpc("revati_begin_measurement")
 
     def close(self) -> None:
         self._llm.shutdown()

@@ -167,4 +167,4 @@ def prepare(process: VllmProcess) -> None:
     Worker.execute_model = lambda self, scheduled: self._revati.execute(execute, scheduled)
     Worker.sample_tokens = lambda self, grammar_output: self._revati.sample(sample, grammar_output)
     Worker.revati_usage = lambda self, folder: self._revati.usage(Path(folder))
-    Worker.revati_reset_counters = lambda self: process.core.reset_counters()
+    Worker.revati_begin_measurement = lambda self: process.core.begin_measurement()

@@ -130,7 +130,7 @@ Cost price(LaunchKey key) {
 }  // namespace
 
 ns_t run_at(int device, ns_t start, const Demand &demand, ns_t gaps, ns_t crowded_until) {
-  PowerState &state = power_states[device];
+  PowerState &state = power_states.try_emplace(device, PowerState{power.idle_w, power.idle_w, start}).first->second;
   if (start > state.until) draw(state, power.idle_w, static_cast<double>(start - state.until));
   double stretched = demand.ns + demand.sensitive_ns * (clock_stretch(state) - 1), crowding = 1;
   if (crowded_until > start && demand.ns > 0) {
@@ -328,7 +328,10 @@ REVATI_API void revati_gpu_time(int64_t *busy_ns, int64_t *launches, int size) {
     launches[i] = count.launches;
   }
 }
-REVATI_API void revati_reset_counters() {
+// A new measurement: nothing is counted yet, and the GPUs are as cool as if they had been idle for long, whatever
+// the engine did to start, which depends on what its compiler finds in its caches.
+REVATI_API void revati_begin_measurement() {
   std::lock_guard<std::recursive_mutex> lock(mutex);
   counts.clear();
+  power_states.clear();
 }
