@@ -231,5 +231,5 @@ def test_a_seed_draws_the_same_costs_again() -> None:
     assert costs(0) != costs(1)
     assert len(set(costs(None))) == 1
     assert np.mean(costs(0)) == pytest.approx(
-        np.mean(HostTable.load("h200_xeon").spread["execute", "full"]) * costs(None)[0], rel=0.05
+        np.mean(HostTable.load("h200_xeon").spread["execute", "full"].factors) * costs(None)[0], rel=0.05
     )

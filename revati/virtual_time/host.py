@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Literal, Protocol, get_args
 from revati.interception.core import NativeCore
 from revati.virtual_time.cores import VirtualCore
 from revati.virtual_time.host_table import PHASES, HostTable
-from revati.virtual_time.spread import PLACES
+from revati.virtual_time.spread import CommonDraws, PhaseDraws
 
 CorePhase = Literal[
     "input", "broadcast", "schedule", "dispatch", "dispatch_sample", "wake", "collect", "update", "output"
@@ -28,7 +27,9 @@ StepKind = Literal["full", "piecewise", "compiled", "eager", "idle", "busy"]
 _PHASES: tuple[Phase, ...] = (*get_args(CorePhase), *get_args(WorkerPhase), *get_args(StagePhase))
 _KINDS: tuple[StepKind, ...] = get_args(StepKind)
 WORKER_PHASES = ("execute", "sample")  # of one stage's ranks; all others concern all workers
-_DRAW_BITS = PLACES.bit_length() - 1
+# What every step has once, of the engine core and of a worker: these vary together (see `CommonDraws`).
+_CORE_STEP = ("schedule", "dispatch", "dispatch_sample", "update", "output")
+_WORKER_STEP = ("execute", "executed", "send", "sample", "receive", "sampled")
 _MEASURABLE = ("schedule", "execute", "sample", "receive", "update")  # those that run engine code here
 
 
@@ -71,8 +72,9 @@ class TableHost:
     """A host table measured on the target.
 
     Phases vary as they did there: each time costs what the table says times a draw from the phase's spread.
-    Each phase draws for itself, so that it does not matter which processes run which phases, and ranks that
-    run the same phases agree: the table's costs are those of the slowest rank.
+    What phases of one process have in common goes by the number of the step, so that it does not matter which
+    processes of this machine run them, and ranks that run the same phases agree: the table's costs are those of
+    the slowest rank.
 
     Args:
         table: the table.
@@ -88,8 +90,12 @@ class TableHost:
     ) -> None:
         self._table, self._num_layers, self._tp = table, num_layers, tp
         self._schedulers_tp = tp if table.own_schedulers else tp * pp
-        self._spread = {} if seed is None else table.spread
-        self._draw = {phase: random.Random(f"{seed} {stage} {phase}").getrandbits for phase in PHASES}
+        core = CommonDraws(f"{seed} {stage} core", table.in_common)
+        apart = table.has_worker_processes and tp * pp > 1
+        worker = CommonDraws(f"{seed} {stage} worker", table.in_common) if apart else core
+        common = dict.fromkeys(_CORE_STEP, core) | dict.fromkeys(_WORKER_STEP, worker)
+        self._draws = {phase: PhaseDraws(f"{seed} {stage} {phase}", common.get(phase)) for phase in PHASES}
+        self._varies = seed is not None
 
     def phase_ns(self, phase: str, step: StepShape) -> int | None:
         cost_us = self._table.phase_us(
@@ -101,8 +107,8 @@ class TableHost:
             self._num_layers,
             self._tp if phase in WORKER_PHASES else self._schedulers_tp,
         )
-        if (factors := self._spread.get((phase, step.kind))) is not None:
-            cost_us *= factors[self._draw[phase](_DRAW_BITS)]
+        if self._varies:
+            cost_us *= self._draws[phase].factor(self._table.spread.get((phase, step.kind)))
         return round(cost_us * 1e3)
 
 

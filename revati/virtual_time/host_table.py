@@ -12,7 +12,8 @@ machines) and the one that it uses. The latency of waking a thread doesn't follo
 ``base`` table changes only what it says, such as the slowdown, or by ``slowdown_of`` and ``spread_of`` those
 of single phases and kinds; ``factor_of`` are factors on the slowdown.  A ``spread`` are the 10 %, 50 % and
 90 % quantiles of a cost relative to the model, and of a host that stalls two more numbers: the share of the
-times when it does, and what such a time costs in the mean, relative to the model, too.
+times when it does, and what such a time costs in the mean, relative to the model, too.  ``in_common`` says
+which shares of their variance a process's phases have in common, by for how many steps.
 
 Where each pipeline stage is an engine with a scheduler of its own, a table has a section ``pipeline`` of
 phases, which replace those of the same name where there are several stages.  ``pipeline_slowdown`` is that
@@ -28,7 +29,7 @@ from typing import Any
 import yaml
 
 from revati import paths
-from revati.virtual_time.spread import Factors, factors
+from revati.virtual_time.spread import Spread
 
 PHASES = {
     "input": "the engine core takes one new request out of its queue (tokens: its prompt)",
@@ -98,6 +99,8 @@ class HostTable:
         measured: ``cpu_factor`` by which the host's phases take longer than the CPU time of the same code on
             a machine whose speed probe took ``probe_ns``.
         own_schedulers: each pipeline stage has one.
+        in_common: shares of a spread's variance that the phases of a process have in common, by for how many
+            steps (see `CommonDraws`).
     """
 
     def __init__(
@@ -111,15 +114,18 @@ class HostTable:
         spread_of: dict[str, dict[str, list[float]]] | None = None,
         own_schedulers: bool = False,
         factor_of: dict[str, dict[str, float]] | None = None,
+        in_common: dict[int, float] | None = None,
     ) -> None:
         self.name, self.slowdown, self.own_schedulers = name, slowdown, own_schedulers
+        self.in_common = in_common or {}
+        self.has_worker_processes = "dispatch" in phases
         own, spreads, relative = slowdown_of or {}, spread_of or {}, factor_of or {}
         self._measured = measured
         unknown = sorted((set(phases) | set(own) | set(spreads) | set(relative)) - set(PHASES))
         if unknown:
             raise ValueError(f"host table {name!r}: unknown phase {unknown[0]!r}; known: {', '.join(PHASES)}")
         self._costs: dict[tuple[str, str], Coefficients] = {}
-        self.spread: dict[tuple[str, str], Factors] = {}  # by phase and kind, where it is known
+        self.spread: dict[tuple[str, str], Spread] = {}  # by phase and kind, where it is known
         for phase, by_kind in phases.items():
             for kind in KINDS:
                 wanted = kind
@@ -134,7 +140,7 @@ class HostTable:
                     self._costs[phase, kind] = (terms[0], terms[1], terms[2], terms[3], terms[4])
                     spread = _of_kind(spreads.get(phase, {}), kind, by_kind[found].get("spread"))
                     if spread is not None:
-                        self.spread[phase, kind] = factors(spread, phase != ARRIVAL)
+                        self.spread[phase, kind] = Spread.of(spread, phase != ARRIVAL)
         self._tensor_parallel = {
             (phase, kind): {
                 ranks: _factor(by_kind.get(kind, by_kind.get("any", {})), ranks) for ranks in _RANKS
@@ -181,6 +187,7 @@ class HostTable:
             content.get("spread_of"),
             bool(pipeline),
             content.get("factor_of", {}) | dict.fromkeys(pipeline, of_pipeline),
+            content.get("in_common"),
         )
 
     def phase_us(

@@ -28,7 +28,7 @@ def calibrate_own(measured: Path, out: Path, default: str = "h200_xeon") -> tupl
 
 def slowdown_of(table: HostTable, phase: str, kind: str) -> float:
     """Of the mean: logs tell means; a table varies around its medians."""
-    mean_us = fmean(table.spread[phase, kind]) * table.phase_us(phase, kind, 8, num_layers=32)
+    mean_us = fmean(table.spread[phase, kind].factors) * table.phase_us(phase, kind, 8, num_layers=32)
     return mean_us / TABLE.phase_us(phase, kind, 8, num_layers=32)
 
 
@@ -69,14 +69,14 @@ def test_a_host_that_stalls_does_so_in_its_table(measured: Path, add_run: AddRun
     add_run("own", engine_start_s=1.0)
     write_log(add_run("other", engine_start_s=1.0), slowdown=1.3, stall=5.0)
     _, table = calibrate_own(measured, tmp_path)
-    factors = table.spread["execute", "full"]
+    factors = table.spread["execute", "full"].factors
     usual_us = 1.3 * TABLE.phase_us("execute", "full", 8, num_layers=32)
     stalled = [one for one in factors if one > 1.05]
     assert len(stalled) / len(factors) == pytest.approx(0.1, abs=0.01)
     assert slowdown_of(table, "execute", "full") == pytest.approx(1.4 * 1.3, rel=1e-2)
-    assert max(table.spread["update", "full"]) < 2.0
+    assert max(table.spread["update", "full"].factors) < 2.0
     # Stalls of 4 parts of execute's usual time, in a tenth of the steps, and the GPU's end may come in one.
-    late = [one for one in table.spread["wake", "full"] if one > 1.0]
+    late = [one for one in table.spread["wake", "full"].factors if one > 1.0]
     execute_us, sample_us = (
         TABLE.phase_us(phase, "full", 8, num_layers=32) for phase in ("execute", "sample")
     )
@@ -221,7 +221,7 @@ def test_launching_without_graphs_takes_as_long_a_layer_whatever_the_model(tmp_p
         assert found is not None
         table = HostTable.load(str(found.write(tmp_path / f"{case.name}.yaml")))
         layers = model_shape(case.description["model"]).num_hidden_layers
-        mean_us = fmean(table.spread["execute", "eager"]) * table.phase_us(
+        mean_us = fmean(table.spread["execute", "eager"].factors) * table.phase_us(
             "execute", "eager", 8, 0, 0, layers
         )
         a_layer_us.append(mean_us / layers)

@@ -20,7 +20,9 @@ def power() -> PowerModel:
     return found
 
 
-def durations_us(power: PowerModel, watts: float, copies_us: list[float], measurements: int = 1) -> list[float]:
+def durations_us(
+    power: PowerModel, watts: float, copies_us: list[float], measurements: int = 1
+) -> list[float]:
     """Of copies in a row: busy ones draw ``watts`` and follow the clock, light ones draw as if idle."""
     completed_ns = printed(f"""
 core.set_power_limits({power.peak_limit_w}, {int(power.peak_time_constant_ms * 1e6)}, {power.limit_w},
