@@ -233,3 +233,48 @@ def test_a_seed_draws_the_same_costs_again() -> None:
     assert np.mean(costs(0)) == pytest.approx(
         np.mean(HostTable.load("h200_xeon").spread["execute", "full"].factors) * costs(None)[0], rel=0.05
     )
+
+
+COMMON = {1: 0.1, 24: 0.3, 150: 0.2}
+
+
+def varying(common: dict[int, float], dispatched: bool = False, tp: int = 1) -> dict[str, np.ndarray]:
+    """By phase what each of many steps costs on a host whose phases all have the same spread."""
+    entry = {"base_us": 100.0, "spread": [0.8, 1.0, 1.3, 0.02, 5.0]}
+    names = ["schedule", "execute", "wake", *(["dispatch"] if dispatched else [])]
+    table = HostTable("test", {name: {"any": dict(entry)} for name in names}, in_common=common)
+    host = TableHost(table, num_layers=1, tp=tp, seed=3)
+    drawn = [[host.phase_ns(name, StepShape("full", 8)) for name in names] for _ in range(20_000)]
+    return dict(zip(names, np.array(drawn, np.float64).T, strict=True))
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    usual = (a < 3e5) & (b < 3e5)  # without stalls
+    return float(np.corrcoef(np.argsort(np.argsort(a[usual])), np.argsort(np.argsort(b[usual])))[0, 1])
+
+
+def test_phases_of_a_process_vary_together_and_for_some_steps() -> None:
+    cost = varying(COMMON)
+    schedule, execute = cost["schedule"], cost["execute"]
+    assert correlation(schedule, execute) == pytest.approx(0.6, abs=0.06)
+    assert correlation(schedule[10:], schedule[:-10]) == pytest.approx(0.36, abs=0.06)
+    assert correlation(schedule[300:], schedule[:-300]) == pytest.approx(0.0, abs=0.06)
+    assert correlation(schedule, cost["wake"]) == pytest.approx(0.0, abs=0.03), "not of every step"
+
+
+def test_what_is_in_common_changes_neither_the_spread_nor_stalls() -> None:
+    apart, together = varying({})["execute"], varying(COMMON)["execute"]
+    assert np.quantile(together, [0.1, 0.5, 0.9]) == pytest.approx(
+        np.quantile(apart, [0.1, 0.5, 0.9]), rel=0.04
+    )
+    stalled = together > 3e5
+    assert stalled.mean() == pytest.approx((apart > 3e5).mean(), rel=0.15)
+    assert (stalled[1:] & stalled[:-1]).sum() < 0.1 * stalled.sum(), "they come at any time"
+    assert correlation(apart[1:], apart[:-1]) == pytest.approx(0.0, abs=0.03)
+
+
+def test_workers_in_processes_of_their_own_have_nothing_in_common_with_the_core() -> None:
+    alone, ranks = varying(COMMON, dispatched=True), varying(COMMON, dispatched=True, tp=2)
+    assert correlation(alone["schedule"], alone["execute"]) > 0.5
+    assert correlation(ranks["schedule"], ranks["execute"]) == pytest.approx(0.0, abs=0.06)
+    assert correlation(ranks["schedule"], ranks["dispatch"]) > 0.5

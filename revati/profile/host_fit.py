@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from revati.profile.host_logs import Run, joined_requests, load_run, waits_us
+from revati.profile.host_in_common import of_decodes, shares
+from revati.profile.host_logs import Array, Run, joined_requests, kinds, load_run, phase_costs, waits_us
 from revati.profile.host_model import fit
 from revati.profile.host_samples import collect, message_samples, set_slowdowns
 from revati.profile.host_workers import pipeline_costs, tensor_parallel_factors, worker_messages
@@ -43,6 +44,15 @@ def lateness(late_us: Sequence[float]) -> dict[str, Any]:
         "samples": len(late_us),
         "spread": [round(float(quantile_us / latency_us), 3) for quantile_us in quantiles_us],
     }
+
+
+def together(run: Run) -> Array:
+    """How the phases of a run's decode steps correlate, and the steps with each other."""
+    scheduled = run.steps["scheduled_tokens"] > 0
+    decode = (kinds(run) == ("eager" if run.eager else "full")) & (run.steps["prefill_requests"] == 0)
+    costs = phase_costs(run)
+    costs_us = (costs[phase] for phase in ("schedule", "execute", "sample"))
+    return of_decodes(costs_us, run.steps["scheduled_requests"], scheduled, decode)
 
 
 def make_table(
@@ -69,6 +79,7 @@ def make_table(
         "name": name,
         "slowdowns": {level: round(float(np.quantile(slowdowns, q)), 3) for level, q in LEVELS.items()},
         "level": "typical",
+        "in_common": shares(map(together, runs)),
         "tensor_parallel": tensor_parallel_factors(ranked, phases),
         "gpu_wait_us": {"median": round(wait, 1), "samples": waits},
         "provenance": [

@@ -27,11 +27,14 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import yaml
 
+from revati.profile.host_in_common import of_decodes, shares
 from revati.profile.host_logs import behind_long_prefills
 from revati.profile.host_model import Phases, fit, predicted
 from revati.profile.host_samples import Samples, back_to_back
 
 Array = npt.NDArray[np.float64]
+# Begin and end of the phases that every decode has.
+_STEP = (("schedule_begin_s", "run_begin_s"), ("run_begin_s", "run_end_s"), ("wake_s", "process_end_s"))
 _LEAST = 5  # observations of a phase and kind
 _LONGEST_WAY_US = 3000.0
 # NCCL's all-reduces take over from SGLang's own above 8 MiB, at the earliest with so many tokens (of 8192
@@ -297,6 +300,12 @@ def _frontend(logs: list[Log]) -> dict[str, Any]:
     return _at_any_speed(fit({("frontend_busy", "any"): samples}, least=_LEAST)["frontend_busy"]["any"])
 
 
+def together(log: Log) -> Array:
+    """How the phases of a log's decode steps correlate, and the steps with each other."""
+    requests, decode = log.steps["requests"], log.steps["mode"] == "DECODE"
+    return of_decodes((log.us(*moments) for moments in _STEP), requests, requests > 0, decode)
+
+
 def make_table(logs: list[Log], ranked: list[Log], name: str) -> dict[str, Any]:
     """The table that `HostTable` reads; messages are those of the first engine."""
     samples = _gathered(logs)
@@ -319,6 +328,7 @@ def make_table(logs: list[Log], ranked: list[Log], name: str) -> dict[str, Any]:
         "name": name,
         "slowdowns": {"typical": 1.0},
         "level": "typical",
+        "in_common": shares(map(together, logs)),
         "tensor_parallel": parallel,
         "provenance": [
             {

@@ -24,6 +24,8 @@ import yaml
 
 from revati import paths
 from revati.profile.host_fit import LEVELS
+from revati.profile.host_in_common import Array, shares
+from revati.validate import in_common
 from revati.validate.calibration import Calibration, calibrate, engine_of, has_long_log
 from revati.validate.machines_page import HostError, page
 from revati.validate.options import validation_dir
@@ -49,12 +51,13 @@ class Slowdown:
     """How slow a machine was for one engine.
 
     common: relative to the calibrated table at slowdown 1, by the phases that every engine's core runs.
-    factors: on it, by phase and kind. runs: whose step logs told.
+    factors: on it, by phase and kind. runs: whose step logs told. together: how steps of each correlate.
     """
 
     common: float
     factors: Mapping[Column, float]
     runs: Sequence[str]
+    together: Sequence[Array] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,8 @@ def typical(machines: Sequence[Machine], engine: str) -> dict[str, Any]:
     content["factor_of"], content["tensor_parallel"] = _factors(
         [found.factors for _, found in logged], known.get("tensor_parallel", {})
     )
+    if together := [run for _, found in logged for run in found.together]:
+        content["in_common"] = shares(together)
     content["provenance"] = [
         *({"calibrated": name, "slowdown": slowdown} for name, slowdown in calibrated.items()),
         *(
@@ -177,11 +182,15 @@ def _slowdown(runs: Iterable[MeasuredRun], engine: str) -> Slowdown | None:
     of_several: list[float] = []
     costs: dict[Column, list[float]] = {}
     used: list[str] = []
+    together: list[Array] = []
     for members in processes.values():
         found = calibrate([run.folder for run in members], name_for(CALIBRATED, engine))
         if found is None:
             continue
         used += [run.name for run in members]
+        stages = int(members[0].description["pipeline_parallel_size"])
+        of_runs = [in_common.of_run(run.folder, engine, stages) for run in members]
+        together += [one for one in of_runs if one is not None]
         one_gpu = members[0].description["num_gpus"] == 1
         (of_one_gpu if one_gpu else of_several).append(found.slowdown)
         for column, slowdown in _columns(found, members[0].description):
@@ -189,7 +198,8 @@ def _slowdown(runs: Iterable[MeasuredRun], engine: str) -> Slowdown | None:
     if not used:
         return None
     common = median(of_one_gpu or of_several)
-    return Slowdown(common, {key: median(values) / common for key, values in sorted(costs.items())}, used)
+    factors = {key: median(values) / common for key, values in sorted(costs.items())}
+    return Slowdown(common, factors, used, together)
 
 
 def _columns(found: Calibration, description: Mapping[str, Any]) -> Iterator[tuple[Column, float]]:

@@ -72,9 +72,9 @@ class TableHost:
     """A host table measured on the target.
 
     Phases vary as they did there: each time costs what the table says times a draw from the phase's spread.
-    What phases of one process have in common goes by the number of the step, so that it does not matter which
-    processes of this machine run them, and ranks that run the same phases agree: the table's costs are those of
-    the slowest rank.
+    What phases of one process have in common goes by the number of the step, so that it does not matter
+    which processes of this machine run them, and ranks that run the same phases agree: the table's costs are
+    those of the slowest rank.
 
     Args:
         table: the table.

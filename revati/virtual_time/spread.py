@@ -1,7 +1,7 @@
 """How much a host phase varies from one time to the next, as draws that are the same on every machine.
 
-What slows a process down for one phase of a step slows the others down, too, and the steps that follow: draws of
-one process have a part in common, whose components last for more or fewer steps.
+What slows a process down for one phase of a step slows the others down, too, and the steps that follow:
+draws of one process have a part in common, whose components last for more or fewer steps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Factors = tuple[float, ...]
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Equally probable factors, ascending; the last ``stalls`` of them come at any time, the others in phases."""
+    """Equally probable factors, ascending; the last ``stalls`` of them are as probable at any time."""
 
     factors: Factors
     stalls: int
