@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from revati.deployment.metrics import summarize
 from revati.profile.host_load import Request
+from revati.workload import Workload
 
 now = time.monotonic
 
@@ -35,6 +36,7 @@ class Outcome:
     scheduled_s: float = math.nan
     engine_first_token_s: float = math.nan
     engine_last_token_s: float = math.nan
+    cached_tokens: int | None = None  # of the prompt, that the engine found in its prefix cache
 
 
 class Client:
@@ -49,7 +51,7 @@ class Client:
 
     async def segment(self, name: str, requests: list[Request]) -> None:
         """Send a segment's requests at their arrivals and wait for all outputs."""
-        prompts = [self.prompt(request.prompt_tokens) for request in requests]
+        prompts = [request.prompt or self.prompt(request.prompt_tokens) for request in requests]
         start = now() + 0.02
         tasks = []
         for request, prompt in zip(requests, prompts, strict=True):
@@ -73,13 +75,14 @@ class Client:
         async for output in self.engine.generate({"prompt_token_ids": prompt}, parameters, name):
             at = now()
             outcome.token_times_s.extend([at] * len(output.outputs[0].token_ids))
+        outcome.cached_tokens = output.num_cached_tokens
         outcome.queued_s, outcome.scheduled_s = output.metrics.queued_ts, output.metrics.scheduled_ts
         outcome.engine_first_token_s = output.metrics.first_token_ts
         outcome.engine_last_token_s = output.metrics.last_token_ts
 
 
-def requests_table(outcomes: Sequence[Outcome], start_s: float) -> pa.Table:
-    """One row a request, in the order given; times in seconds from ``start_s`` (CLOCK_MONOTONIC)."""
+def requests_table(outcomes: Sequence[Outcome], start_s: float, workload: Workload) -> pa.Table:
+    """One row a request of a workload, in its order; times in seconds from ``start_s`` (CLOCK_MONOTONIC)."""
     first = np.array([outcome.token_times_s[0] for outcome in outcomes])
     last = np.array([outcome.token_times_s[-1] for outcome in outcomes])
     arrival = np.array([outcome.arrival_s for outcome in outcomes])
@@ -91,6 +94,8 @@ def requests_table(outcomes: Sequence[Outcome], start_s: float) -> pa.Table:
             "submitted_s": np.array([outcome.submitted_s for outcome in outcomes]) - start_s,
             "prompt_tokens": [outcome.prompt_tokens for outcome in outcomes],
             "output_tokens": [len(outcome.token_times_s) for outcome in outcomes],
+            **workload.sharing_columns(),
+            "cached_tokens": pa.array([outcome.cached_tokens for outcome in outcomes], pa.int64()),
             "ttft_s": first - arrival,
             "e2e_s": last - arrival,
             "tpot_s": (last - first) / gaps,

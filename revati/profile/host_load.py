@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from revati.deployment.prompts import make_requests
+from revati.workload import Workload
+
 DECODE_BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 640, 1024)
 PREFILL_TOKENS = (16, 32, 64, 128, 192, 256, 384, 500, 520, 768, 1024, 1536, 2048, 3072, 4000)
 
@@ -50,6 +53,16 @@ class Request:
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
+    prompt: list[int] | None = None  # token ids; None: any
+
+
+def requests_of(workload: Workload, vocabulary: int, seed: int = 0) -> list[Request]:
+    """A workload's requests, whose prompts have in common what it says."""
+    columns = (workload.arrival_s, workload.output_tokens, make_requests(workload, vocabulary, seed))
+    return [
+        Request(float(at), len(sent.prompt_token_ids), int(output), sent.prompt_token_ids)
+        for at, output, sent in zip(*columns, strict=True)
+    ]
 
 
 def segments(brief: bool, seed: int = 7) -> list[tuple[str, list[Request]]]:

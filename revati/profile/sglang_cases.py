@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from revati.profile.truth.cases import Load
@@ -19,6 +19,15 @@ def _poisson(request_rate_per_s: int, num_requests: int) -> Load:
         request_rate_per_s=request_rate_per_s,
         seconds=num_requests / request_rate_per_s,
         seed=SEED,
+    )
+
+
+def _sharing(request_rate_per_s: int, num_requests: int, groups: int) -> Load:
+    return replace(
+        _poisson(request_rate_per_s, num_requests),
+        name=f"shared_r{request_rate_per_s}",
+        lengths={"kind": "lognormal", "prompt_max": 512, "output_max": 400},
+        prefixes={"groups": groups, "tokens": 2048},
     )
 
 
@@ -59,14 +68,14 @@ class Case:
 CASES = {
     "tp1": Case(
         "llama13b",
-        (_poisson(6, 150), _poisson(10, 200), _poisson(12, 240), SATURATED[1]),
+        (_poisson(6, 150), _poisson(10, 200), _poisson(12, 240), SATURATED[1], _sharing(8, 100, 64)),
         brief=False,
         decodes=(1, 2, 4, 8, 16, 32, 64, 128, 256, 300),
         prefills=(16, 64, 128, 256, 512, 1024, 2048, 4000, 8000),
     ),
     "llama31_8b": Case(
         "llama31_8b",
-        (_poisson(10, 150), _poisson(20, 240), SATURATED[1]),
+        (_poisson(10, 150), _poisson(20, 240), SATURATED[1], _sharing(20, 200, 16)),
         decodes=(1, 8, 32, 64, 128, 192, 256, 300),
         decode_prompts=((150, 450), (900, 1500)),
         prefills=(16, 128, 512, 1024, 2048, 4000),

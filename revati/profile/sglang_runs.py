@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 
 from revati.profile.host_client import Outcome, measured_metrics, requests_table
 from revati.profile.host_engine import convert_scenes
-from revati.profile.host_load import EngineCase, Request, segments, write_model
+from revati.profile.host_load import EngineCase, Request, requests_of, segments, write_model
 from revati.profile.host_probe import python_probes
 from revati.profile.machine import cpu_name, gpu_query
 from revati.profile.sglang_cases import CASES, SEED, Case
@@ -135,8 +135,7 @@ class Session:
         """Serve one workload and write it like the shared measured runs; repeats count from 0."""
         workload = load.requests()
         workload = workload.first(max(2, int(len(workload) * self.scale)))
-        columns = (workload.arrival_s, workload.prompt_tokens, workload.output_tokens)
-        requests = [Request(float(at), int(n), int(m)) for at, n, m in zip(*columns, strict=True)]
+        requests = requests_of(workload, self.config["vocab_size"])
         await self.flush()
         self.outcomes.clear()
         self.engine.collective_rpc("clear_step_log")
@@ -144,21 +143,13 @@ class Session:
         start = await self.segment(name, requests)
         folder = self.out / name
         folder.mkdir(parents=True, exist_ok=True)
-        table = requests_table(self.outcomes, start)
+        table = requests_table(self.outcomes, start, workload)
         pq.write_table(table, folder / "requests.parquet", compression="zstd")
         await self.write_steps(folder, start)
         engine = self.describe()
         description = engine | {
             "case": name,
-            "workload": {
-                "kind": load.arrivals,
-                "lengths": dict(load.lengths),
-                "request_rate_per_s": load.request_rate_per_s or None,
-                "num_requests": len(workload),
-                "seed": load.seed,
-                "sampling": "temperature 0, ignore_eos, max_new_tokens=output_tokens, random prompts, "
-                "no shared prefix",
-            },
+            "workload": load.description() | {"num_requests": len(workload)},
             "measured": measured_metrics(table, engine["num_gpus"]),
         }
         (folder / "run.json").write_text(json.dumps(description, indent=1, default=str))
@@ -242,7 +233,7 @@ class Session:
 
     async def segment(self, name: str, requests: list[Request]) -> float:
         """Send requests at their arrivals, wait for all outputs; returns the start (monotonic s)."""
-        prompts = [self.prompt(request.prompt_tokens) for request in requests]
+        prompts = [request.prompt or self.prompt(request.prompt_tokens) for request in requests]
         start = now() + 0.05
         tasks = []
         for request, prompt in zip(requests, prompts, strict=True):
@@ -265,6 +256,7 @@ class Session:
         async for output in stream:
             at, tokens = now(), int(output["meta_info"]["completion_tokens"])
             outcome.token_times_s.extend([at] * (tokens - len(outcome.token_times_s)))
+            outcome.cached_tokens = int(output["meta_info"]["cached_tokens"])
         if len(outcome.token_times_s) != request.output_tokens:
             self.say(f"{segment}: {len(outcome.token_times_s)} tokens instead of {request.output_tokens}")
 

@@ -18,10 +18,13 @@ from revati.deployment.metrics import summarize
 from revati.engines.sglang import step_log as sglang_log
 from revati.engines.vllm.step_log import COUNT_COLUMNS, TIME_COLUMNS
 from revati.profile.host_client import Client, Outcome, now, requests_table
+from revati.profile.host_load import requests_of
 from revati.profile.truth import __main__ as command
 from revati.profile.truth.cases import CaseError, Cases, EngineRuns, Load
 from revati.profile.truth.pack import pack
 from revati.profile.truth.run import from_start, longest_pause, write_description
+from revati.workload import Workload
+from revati.workload.sharing import NONE, Sharing
 
 CASES = Path(__file__).parents[2] / "validation" / "cases"
 SPIKE = Load("spike", "spike", {"kind": "sharegpt"}, request_rate_per_s=10, seconds=20, spike_requests=150)
@@ -79,6 +82,29 @@ def test_a_spike_arrives_at_once_in_the_middle() -> None:
     assert again.prompt_tokens.tolist() == workload.prompt_tokens.tolist()
 
 
+PREFIXES = {"groups": 4, "tokens": 50, "skew": 0.0}
+
+
+def test_prompts_begin_with_the_prefix_of_their_group() -> None:
+    load = Load("w", "offline", {"kind": "sharegpt"}, num_requests=40, prefixes=PREFIXES)
+    workload = load.requests()
+    assert workload.sharing is not None
+    prompts = [request.prompt for request in requests_of(workload, 1000)]
+    assert [len(prompt or ()) for prompt in prompts] == workload.prompt_tokens.tolist()
+    beginnings = {
+        (int(g), tuple((p or [])[:50])) for g, p in zip(workload.sharing.prefix_group, prompts, strict=True)
+    }
+    assert len(beginnings) == 4 == len({tokens for _, tokens in beginnings})
+    assert load.description()["prefixes"] == PREFIXES
+
+
+def test_what_prompts_have_in_common_is_replayed(tmp_path: Path) -> None:
+    sharing = Sharing(np.array([0, 0]), np.array([5, 5]), np.full(2, NONE), np.zeros(2))
+    write_compact(table_of([outcome(100.0, [100.5]), outcome(101.0, [101.5])], 99.0, sharing), tmp_path / "r")
+    again = Workload.from_trace(tmp_path / "r").sharing
+    assert again is not None and again.prefix_tokens.tolist() == [5, 5]
+
+
 def engines(**gpus: tuple[int, ...]) -> Cases:
     def engine(name: str, ids: tuple[int, ...]) -> EngineRuns:
         return EngineRuns(name, "llama7b", ids, (), {"tensor_parallel_size": len(ids)})
@@ -131,8 +157,13 @@ def outcome(arrival_s: float, times_s: list[float]) -> Outcome:
     return Outcome("q", "s", arrival_s, arrival_s + 0.001, 7, len(times_s), times_s, 1.0, 2.0, 3.0, 4.0)
 
 
+def table_of(outcomes: list[Outcome], start_s: float, sharing: Sharing | None = None) -> pa.Table:
+    columns = zip(*((o.arrival_s - start_s, o.prompt_tokens, o.output_tokens) for o in outcomes), strict=True)
+    return requests_table(outcomes, start_s, Workload("w", *map(np.array, columns), sharing))
+
+
 def test_requests_are_told_from_their_scheduled_arrival() -> None:
-    table = requests_table([outcome(100.0, [100.5, 100.7, 100.9]), outcome(101.0, [101.25])], start_s=99.0)
+    table = table_of([outcome(100.0, [100.5, 100.7, 100.9]), outcome(101.0, [101.25])], start_s=99.0)
     first, second = table.to_pylist()
     assert first["arrival_s"] == pytest.approx(1.0)
     assert (first["ttft_s"], first["e2e_s"], first["tpot_s"]) == pytest.approx((0.5, 0.9, 0.2))
@@ -143,7 +174,7 @@ def test_requests_are_told_from_their_scheduled_arrival() -> None:
 
 
 def test_compact_tables_lose_nothing(tmp_path: Path) -> None:
-    table = requests_table([outcome(100.0, [100.5, 100.7])], 99.0).append_column("name", pa.array(["x"]))
+    table = table_of([outcome(100.0, [100.5, 100.7])], 99.0).append_column("name", pa.array(["x"]))
     write_compact(table, tmp_path / "requests.parquet")
     assert pq.read_table(tmp_path / "requests.parquet").equals(table)
 
@@ -170,7 +201,7 @@ def test_a_blocked_event_loop_is_seen() -> None:
 
 
 def test_descriptions_have_what_validation_reads(tmp_path: Path) -> None:
-    write_compact(requests_table([outcome(100.0, [100.5, 100.7])], 100.0), tmp_path / "requests.parquet")
+    write_compact(table_of([outcome(100.0, [100.5, 100.7])], 100.0), tmp_path / "requests.parquet")
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "machine.json").write_text('{"client_longest_pause_s": 0.5}')
     facts = {
@@ -200,6 +231,7 @@ def test_the_client_keeps_the_engines_statistics() -> None:
         def __init__(self, tokens: int) -> None:
             self.outputs = [type("Completion", (), {"token_ids": [5] * tokens})()]
             self.metrics = Metrics()
+            self.num_cached_tokens = 32
 
     class Engine:
         async def generate(self, prompt: Any, params: Any, name: str) -> Any:
@@ -218,7 +250,7 @@ def test_the_client_keeps_the_engines_statistics() -> None:
 
 def test_packed_runs_keep_bulky_tables_once(tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "packed"
-    requests = requests_table([outcome(100.0, [100.5, 100.7])], 99.0)
+    requests = table_of([outcome(100.0, [100.5, 100.7])], 99.0)
     steps = pa.table({name: [1.0] for name in TIME_COLUMNS} | {name: [1] for name in COUNT_COLUMNS})
     for name in ("a", "a_rep2", "a_rep10"):
         write_compact(requests, source / name / "requests.parquet")
@@ -239,7 +271,7 @@ def test_packed_runs_keep_bulky_tables_once(tmp_path: Path) -> None:
 
 def test_packed_runs_tell_what_workers_need_between_their_calls(tmp_path: Path) -> None:
     run = tmp_path / "source" / "a"
-    write_compact(requests_table([outcome(100.0, [100.5])], 99.0), run / "requests.parquet")
+    write_compact(table_of([outcome(100.0, [100.5])], 99.0), run / "requests.parquet")
     (run / "run.json").write_text(json.dumps({"machine": {"start_monotonic_s": 99.0}}))
     sent_s = {"execute_end_s": [1.0, 1.002], "sample_end_s": [1.001, 1.003]}
     steps = {name: [1.0, 1.0] for name in TIME_COLUMNS} | {name: [4, 4] for name in COUNT_COLUMNS} | sent_s
@@ -264,7 +296,7 @@ def test_packed_runs_keep_a_log_an_engine_process(tmp_path: Path) -> None:
     row |= dict.fromkeys(sglang_log.PIPELINE_TIME_COLUMNS, float("nan"))
     row |= dict.fromkeys(sglang_log.COUNT_COLUMNS, 3) | dict.fromkeys(sglang_log.TEXT_COLUMNS, "DECODE")
     for name, start_s in (("a", 1.0), ("a_rep2", 2.0), ("a_rep3", 2.0)):
-        write_compact(requests_table([outcome(100.0, [100.5])], 99.0), source / name / "requests.parquet")
+        write_compact(table_of([outcome(100.0, [100.5])], 99.0), source / name / "requests.parquet")
         (source / name / "run.json").write_text(json.dumps({"engine_start_s": start_s}))
         for stage in (0, 1):
             write_compact(sglang_log.steps_table([row]), source / name / f"steps_tp0_pp{stage}.parquet")

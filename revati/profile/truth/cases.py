@@ -13,7 +13,9 @@ import yaml
 from revati.paths import conf_dir
 from revati.workload import Workload
 from revati.workload.lengths import lengths_from_config
+from revati.workload.sharing import prefixes_from_config
 
+SAMPLING = "temperature 0, ignore_eos, output_tokens at most, random prompt token ids"
 ARRIVALS = ("poisson", "spike", "offline")
 Described = TypeVar("Described")
 
@@ -27,7 +29,7 @@ class Load:
     """A workload by its description.
 
     `poisson` sends requests at random for `seconds`; `spike` adds `spike_requests` at once in the middle
-    of that; `offline` sends `num_requests` at t = 0.
+    of that; `offline` sends `num_requests` at t = 0.  `prefixes` as in ``conf/workload/shared_prefix.yaml``.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Load:
     spike_requests: int = 0
     num_requests: int = 0
     seed: int = 0
+    prefixes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.arrivals not in ARRIVALS:
@@ -54,21 +57,38 @@ class Load:
 
     def requests(self) -> Workload:
         """Draw the requests; the same for every call."""
-        lengths = lengths_from_config(self.lengths)
+        lengths, prefixes = lengths_from_config(self.lengths), prefixes_from_config(self.prefixes)
         if self.arrivals == "offline":
             return Workload.from_offline(
-                self.name, num_requests=self.num_requests, lengths=lengths, seed=self.seed
+                self.name,
+                num_requests=self.num_requests,
+                lengths=lengths,
+                prefixes=prefixes,
+                seed=self.seed,
             )
         poisson = Workload.from_poisson(
             self.name,
             request_rate_per_s=self.request_rate_per_s,
             num_requests=round(self.request_rate_per_s * self.seconds),
             lengths=lengths,
+            prefixes=prefixes,
             seed=self.seed,
         )
         if self.arrivals == "poisson":
             return poisson
         return poisson.with_spike(self.spike_requests, self.seconds / 2, lengths, self.seed + 1)
+
+    def description(self) -> dict[str, Any]:
+        """What a run's run.json says of it."""
+        return {
+            "kind": self.arrivals,
+            "lengths": dict(self.lengths),
+            "request_rate_per_s": self.request_rate_per_s or None,
+            "spike_requests": self.spike_requests or None,
+            "prefixes": dict(self.prefixes) or None,
+            "seed": self.seed,
+            "sampling": SAMPLING,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,13 +23,12 @@ from revati.compact import write_compact
 from revati.engines.vllm.step_log import TIME_COLUMNS
 from revati.profile.host_client import Client, measured_metrics, now, requests_table
 from revati.profile.host_engine import start_engine
-from revati.profile.host_load import EngineCase, Request, write_model
+from revati.profile.host_load import EngineCase, Request, requests_of, write_model
 from revati.profile.host_probe import python_probes
 from revati.profile.machine import describe, gpu_query
 from revati.profile.truth.cases import EngineRuns, Load
 from revati.workload import Workload
 
-SAMPLING = "temperature 0, ignore_eos, max_tokens=output_tokens, random prompt token ids, no shared prefix"
 GPU_STATE = "index,clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_event_reasons.active"
 DRAIN_S = 12.0  # how long after its last arrival a workload may run
 BEAT_S = 0.02
@@ -89,12 +88,7 @@ async def measure_run(client: Client, workload: Workload, folder: Path) -> None:
     frontend_log.clear()
     client.outcomes.clear()
     before = machine_state()
-    requests = [
-        Request(float(at), int(prompt), int(output))
-        for at, prompt, output in zip(
-            workload.arrival_s, workload.prompt_tokens, workload.output_tokens, strict=True
-        )
-    ]
+    requests = requests_of(workload, client.vocabulary)
     gc.collect()
     gc.freeze()
     heart = asyncio.create_task(longest_pause())
@@ -106,7 +100,7 @@ async def measure_run(client: Client, workload: Workload, folder: Path) -> None:
     await engine.collective_rpc("write_worker_log", args=(str(folder / "logs"),))
     frontend_log.write(str(folder / "logs"))
     start_s = client.outcomes[0].arrival_s - requests[0].arrival_s
-    write_compact(requests_table(client.outcomes, start_s), folder / "requests.parquet")
+    write_compact(requests_table(client.outcomes, start_s, workload), folder / "requests.parquet")
     write_compact(
         from_start(pq.read_table(folder / "logs" / "steps.parquet"), start_s), folder / "steps.parquet"
     )
@@ -178,15 +172,7 @@ def write_description(
         "environment": facts["environment"]
         | {name: facts[name] for name in ("torch", "cuda", "python", "cpu", "cpus", "recorded_at")}
         | {"gpus": facts["gpu"]},
-        "workload": {
-            "kind": load.arrivals,
-            "lengths": dict(load.lengths),
-            "request_rate_per_s": load.request_rate_per_s or None,
-            "spike_requests": load.spike_requests or None,
-            "num_requests": requests.num_rows,
-            "seed": load.seed,
-            "sampling": SAMPLING,
-        },
+        "workload": load.description() | {"num_requests": requests.num_rows},
         "frontend_stall": machine["client_longest_pause_s"] > STALL_S,
         "engine_start_s": facts["engine_start_s"],
         "machine": machine,
