@@ -133,12 +133,12 @@ class Case:
         return sum(errors) / len(errors) if errors else math.nan
 
     def repeat_errors_pct(self, metric: str) -> list[float]:
-        """Absolute errors of each repeat against the median of the others; none without repeats."""
+        """Absolute errors of each repeat against the median of the others; none without repeats or of zeros."""
         values = self.values(metric)
         if len(values) < 2:
             return []
         others = [median(values[:i] + values[i + 1 :]) for i in range(len(values))]
-        return [100 * abs(value / other - 1) for value, other in zip(values, others, strict=True)]
+        return [100 * abs(value / other - 1) for value, other in zip(values, others, strict=True) if other]
 
     def spec(self, host: HostSpec) -> DeploymentSpec:
         """The deployment that was measured.
