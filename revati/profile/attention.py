@@ -18,6 +18,7 @@ from revati.profile.parts import Row, summary
 from revati.profile.recorder import GpuEvent, between_calls, record, split_at_marks
 from revati.timing.attention_features import GRAPH_MAX_TOKENS
 from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN
+from revati.timing.schema import ATTENTION_SHARING
 
 BLOCK_TOKENS = 16
 HEAD_DIM = 128
@@ -48,6 +49,14 @@ class Batch:
     mode: str  # 'graph' | 'eager'
     query_lens: tuple[int, ...]
     context_lens: tuple[int, ...]  # including the query tokens
+    groups: int = 0  # of requests, in turn, that have the beginnings of their contexts in the same blocks
+    shared_tokens: int = 0  # of each context, in whole blocks
+
+    @property
+    def distinct_tokens(self) -> int:
+        """Of all contexts, each block once."""
+        again = max(0, len(self.context_lens) - self.groups) if self.groups else 0
+        return sum(self.context_lens) - again * self.shared_tokens
 
     @classmethod
     def of_row(cls, row: Row) -> Batch:
@@ -130,6 +139,23 @@ def mixed_batches() -> Iterator[Batch]:
                 yield Batch("graph" if sum(query) <= GRAPH_MAX_TOKENS else "eager", query, context)
 
 
+def sharing_batches() -> Iterator[Batch]:
+    """Decodes and prompts behind contexts that begin alike, and for comparison without that."""
+    for requests in (8, 16, 32, 64, 128, 256):
+        for context in (600, 1100, 2200, 4200):
+            if requests * context > MAX_BATCH_CONTEXT:
+                continue
+            for prompt in (0, 128):
+                query = (1,) * requests + ((prompt,) if prompt else ())
+                contexts = (context,) * len(query)
+                yield Batch("graph", query, contexts)
+                for groups in (1, 4, 16):
+                    for shared in (context // 2, context - 100):
+                        if groups < requests:
+                            whole = shared // BLOCK_TOKENS * BLOCK_TOKENS
+                            yield Batch("graph", query, contexts, groups, whole)
+
+
 def all_batches() -> list[Batch]:
     return [*decode_batches(), *ragged_decode_batches(), *prefill_batches(), *mixed_batches()]
 
@@ -161,8 +187,10 @@ class Cache:
         self._order = torch.randperm(blocks, dtype=torch.int32)
         self._at = 0
 
-    def block_table(self, context_lens: tuple[int, ...]) -> torch.Tensor:
-        """Blocks that the previous calls did not use, (requests, most blocks of a request)."""
+    def block_table(
+        self, context_lens: tuple[int, ...], groups: int = 0, shared_tokens: int = 0
+    ) -> torch.Tensor:
+        """Blocks that the previous calls did not use, (requests, most blocks of a request); see `Batch`."""
         width = max(-(-context // BLOCK_TOKENS) for context in context_lens)
         used = [-(-context // BLOCK_TOKENS) for context in context_lens]
         total = sum(used)
@@ -175,6 +203,9 @@ class Cache:
         for row, count in enumerate(used):
             table[row, :count] = chosen[at : at + count]
             at += count
+        if groups:
+            shared = shared_tokens // BLOCK_TOKENS
+            table[:, :shared] = table[torch.arange(len(context_lens)) % groups, :shared]
         return table.cuda()
 
 
@@ -256,7 +287,10 @@ def prepare(batch: Batch, num_q_heads: int, num_kv_heads: int, cache: Cache) -> 
         query=torch.empty_like(written),
         written=written,
         out=torch.empty_like(written),
-        tables=[cache.block_table(batch.context_lens) for _ in range(WARMUPS + REPEATS)],
+        tables=[
+            cache.block_table(batch.context_lens, batch.groups, batch.shared_tokens)
+            for _ in range(WARMUPS + REPEATS)
+        ],
         starts=starts,
         used=used,
         metadata=metadata,
@@ -288,6 +322,16 @@ def measure(num_q_heads: int, num_kv_heads: int, batches: list[Batch]) -> list[R
             rows += _rows(batch, num_q_heads, num_kv_heads, mine)
         del calls
     return rows
+
+
+def measure_sharing(num_q_heads: int, num_kv_heads: int) -> list[Row]:
+    """Rows of the main kernel for `sharing_batches`, with their distinct tokens as ``m``."""
+    batches = list(sharing_batches())
+    rows = (row for row in measure(num_q_heads, num_kv_heads, batches) if row["kind"] == "attention")
+    return [
+        row | {"kind": ATTENTION_SHARING, "m": batch.distinct_tokens}
+        for row, batch in zip(rows, batches, strict=True)
+    ]
 
 
 def _rows(batch: Batch, num_q_heads: int, num_kv_heads: int, groups: list[list[GpuEvent]]) -> list[Row]:

@@ -48,7 +48,8 @@ class Work:
         def measure() -> list[Row]:
             from revati.profile import attention
 
-            return attention.measure(num_q_heads, num_kv_heads, attention.all_batches())
+            heads = num_q_heads, num_kv_heads
+            return attention.measure(*heads, attention.all_batches()) + attention.measure_sharing(*heads)
 
         return measure
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1
 SGLANG_SHORTER = "sglang_shorter"
+ATTENTION_SHARING = "attention_sharing"
 TIMED = "timed"  # the variant of gaps from graphs that were timed as a whole, without tracing
 SCALED = "scaled"  # the method of a row that was derived from another GPU's measurement
 VERSION_KEY = b"revati.kernel_db.schema_version"
@@ -35,6 +36,7 @@ KINDS = (
     "collective",
     "crowded",  # a product alone, and beside a collective that waits for others
     "gap",  # idle time of the GPU between consecutive kernels
+    ATTENTION_SHARING,  # attention where contexts begin alike, m: distinct tokens, and the same where not
     SGLANG_SHORTER,  # by how much its attention takes less than vLLM's of the same batch
 )
 
