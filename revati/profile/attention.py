@@ -52,12 +52,6 @@ class Batch:
     groups: int = 0  # of requests, in turn, that have the beginnings of their contexts in the same blocks
     shared_tokens: int = 0  # of each context, in whole blocks
 
-    @property
-    def distinct_tokens(self) -> int:
-        """Of all contexts, each block once."""
-        again = max(0, len(self.context_lens) - self.groups) if self.groups else 0
-        return sum(self.context_lens) - again * self.shared_tokens
-
     @classmethod
     def of_row(cls, row: Row) -> Batch:
         """The batch that a row of the database is about."""
@@ -325,11 +319,11 @@ def measure(num_q_heads: int, num_kv_heads: int, batches: list[Batch]) -> list[R
 
 
 def measure_sharing(num_q_heads: int, num_kv_heads: int) -> list[Row]:
-    """Rows of the main kernel for `sharing_batches`, with their distinct tokens as ``m``."""
+    """Rows of the main kernel for `sharing_batches`; ``n``: groups, ``k``: tokens that each has in common."""
     batches = list(sharing_batches())
     rows = (row for row in measure(num_q_heads, num_kv_heads, batches) if row["kind"] == "attention")
     return [
-        row | {"kind": ATTENTION_SHARING, "m": batch.distinct_tokens}
+        row | {"kind": ATTENTION_SHARING, "n": batch.groups, "k": batch.shared_tokens}
         for row, batch in zip(rows, batches, strict=True)
     ]
 

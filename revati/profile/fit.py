@@ -17,10 +17,12 @@ from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold, cross
 from threadpoolctl import threadpool_limits
 
 from revati import paths
+from revati.profile.sharing_fit import fit_sharing
 from revati.timing import db
 from revati.timing.attention import FITTED_FORMAT
 from revati.timing.attention_features import FEATURES, BatchReader, Heads
 from revati.timing.gpu import GpuLimits, load_limits
+from revati.timing.schema import ATTENTION_SHARING
 from revati.timing.trees import Trees
 
 FOLDS = 5
@@ -124,6 +126,10 @@ def fit(
 def _fit(db_dir: Path, gpu: str, kinds: tuple[str, ...], equal_requests: bool) -> None:
     rows = db.read(db_dir, gpu).to_pylist()
     limits = load_limits(paths.conf_dir() / "gpu", gpu)
+    if sharing := [row for row in rows if row["kind"] == ATTENTION_SHARING]:
+        found = fit_sharing(sharing, limits)
+        found.save(db.partition(db_dir, gpu) / "fitted")
+        print(f"{ATTENTION_SHARING}, {len(sharing)} rows: {found}")
     for kind in kinds:
         x, y, groups = samples(rows, kind, limits)
         errors = held_out_errors(kind, x, y, groups)

@@ -14,6 +14,7 @@ from revati.interception.gpu import GpuDescription
 from revati.timing.estimate import AttentionUse, Estimate, dtype_bytes
 from revati.timing.families import family
 from revati.timing.power import demand
+from revati.timing.sharing import Beginnings
 from revati.timing.source import TimingSource
 from revati.timing.usage import LaunchLog, Usage
 
@@ -67,8 +68,16 @@ class LaunchPricing:
             )
         core.set_resolver(self._resolve)
 
-    def set_batch(self, query_lens: Sequence[int], context_lens: Sequence[int]) -> None:
+    def set_batch(
+        self,
+        query_lens: Sequence[int],
+        context_lens: Sequence[int],
+        beginnings: Beginnings | None = None,
+    ) -> None:
         """Announce the batch of the next step: new tokens and total context of each request.
+
+        Args:
+            beginnings: of the contexts, where any begin alike.
 
         Raises:
             UnreadProductError: see `refuse_unread`.
@@ -77,7 +86,7 @@ class LaunchPricing:
         self.num_reqs = len(query_lens)
         queries = np.asarray(query_lens, dtype=np.int64)
         contexts = np.asarray(context_lens, dtype=np.int64)
-        main, combine = self._source.attention(queries, contexts, self._attention)
+        main, combine = self._source.attention(queries, contexts, self._attention, beginnings)
         power_w, sensitivity = demand(self._gpu, main)
         self._core.set_attention(
             round(main.duration_us * 1e3),

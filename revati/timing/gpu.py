@@ -28,6 +28,7 @@ class GpuLimits:
     bf16_flop_per_us: float
     fp8_flop_per_us: float | None  # None: it has no FP8
     nvlink_bytes_per_us: float
+    l2_bytes: int
     power_modelled: bool  # what the power limit does to kernels is known, and not in their durations
 
     def flop_per_us(self, dtype: str) -> float:
@@ -62,5 +63,6 @@ def load_limits(conf_gpu_dir: Path, gpu: str) -> GpuLimits:
         bf16_flop_per_us=float(fields["bf16_tflops"]) * 1e6,
         fp8_flop_per_us=None if fields["fp8_tflops"] is None else float(fields["fp8_tflops"]) * 1e6,
         nvlink_bytes_per_us=float(fields["nvlink_bandwidth_gb_s"]) * 1e3,
+        l2_bytes=int(fields["attributes"]["L2CacheSize"]),
         power_modelled=fields["power"] is not None,
     )

@@ -36,7 +36,7 @@ KINDS = (
     "collective",
     "crowded",  # a product alone, and beside a collective that waits for others
     "gap",  # idle time of the GPU between consecutive kernels
-    ATTENTION_SHARING,  # attention where contexts begin alike, m: distinct tokens, and the same where not
+    ATTENTION_SHARING,  # where contexts begin alike: n groups with k tokens in common; and where not
     SGLANG_SHORTER,  # by how much its attention takes less than vLLM's of the same batch
 )
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from revati.timing.estimate import AttentionUse, Estimate, RankShape
+from revati.timing.sharing import Beginnings
 
 GROUP = "revati.timing_sources"
 # In order of preference where `timing.source` is left open.
@@ -68,9 +69,17 @@ class TimingSource(Protocol):
         """``'main'``, ``'combine'`` or None for a demangled kernel name."""
 
     def attention(
-        self, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64], use: AttentionUse
+        self,
+        query_lens: NDArray[np.int64],
+        context_lens: NDArray[np.int64],
+        use: AttentionUse,
+        beginnings: Beginnings | None,
     ) -> tuple[Estimate, Estimate]:
-        """Main and combine kernel of one layer for a batch; ``context_lens`` include the query tokens."""
+        """Main and combine kernel of one layer for a batch; ``context_lens`` include the query tokens.
+
+        Args:
+            beginnings: of the contexts, where any begin alike.
+        """
 
 
 class SourcePlugin(Protocol):

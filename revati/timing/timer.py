@@ -26,6 +26,7 @@ from revati.timing.jitter import KINDS, NO_JITTER, Jitter, Wait
 from revati.timing.launches import Launch, LaunchModel
 from revati.timing.schema import SCALED, TIMED
 from revati.timing.sglang_attention import sglang_shorter
+from revati.timing.sharing import Beginnings, SharingFit, token_bytes
 from revati.timing.transfers import CollectiveModel, CopyModel
 
 # Kinds that a kernel's name and launch tell apart; the others have features of their own.
@@ -63,6 +64,9 @@ class KernelTimer:
         fitted = db.partition(db_dir, gpu) / "fitted"
         self._attention = AttentionModel(limits, shape, measured, fitted)
         self._sglang = sglang_shorter(measured, shape)
+        self._sharing = SharingFit.load(fitted)
+        self._at_a_time = limits.sm_count / shape.num_kv_heads
+        self._l2_tokens = limits.l2_bytes / token_bytes(shape.num_kv_heads, shape.head_dim, shape.dtype)
         # Alone, a rank waits for nobody.
         self._jitter = self._rank_jitter(measured) if shape.tp > 1 else NO_JITTER
         self.graph_gap_us = _gap_us(measured, "graph", DEFAULT_GRAPH_GAP_US)
@@ -141,19 +145,36 @@ class KernelTimer:
         return "main" if ATTENTION_MAIN.search(name) else None
 
     def attention(
-        self, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64], use: AttentionUse = "graph"
+        self,
+        query_lens: NDArray[np.int64],
+        context_lens: NDArray[np.int64],
+        use: AttentionUse = "graph",
+        beginnings: Beginnings | None = None,
     ) -> tuple[Estimate, Estimate]:
         """Main and combine kernel of one layer; ``context_lens`` include the query tokens.
 
         SGLang's was compared in decodes only.
         """
         main, combine = self._attention.estimate(query_lens, context_lens, use == "graph")
-        if use == "sglang" and query_lens.sum() == len(query_lens):
+        decodes = bool(query_lens.sum() == len(query_lens))
+        if use == "sglang" and decodes:
             requests = len(query_lens)
             main, combine = (
                 own.of(theirs, requests) for own, theirs in zip(self._sglang, (main, combine), strict=True)
             )
+        if beginnings is not None:
+            main = self._from_l2(main, beginnings, context_lens, decodes)
         return self._varying(main), self._varying(combine)
+
+    def _from_l2(
+        self, main: Estimate, beginnings: Beginnings, context_lens: NDArray[np.int64], decodes: bool
+    ) -> Estimate:
+        """Nobody measured what is saved on some GPUs: there nothing is said to be."""
+        if self._sharing is None:
+            return extrapolated(main)
+        saved = self._sharing.saved(beginnings, context_lens, decodes, self._at_a_time, self._l2_tokens)
+        rel_std = math.hypot(main.rel_std, self._sharing.rel_std)
+        return main._replace(duration_us=main.duration_us * (1.0 - saved), rel_std=rel_std)
 
 
 def _gap_us(measured: pa.Table, between: str, default_us: float) -> float:

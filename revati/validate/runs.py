@@ -133,7 +133,7 @@ class Case:
         return sum(errors) / len(errors) if errors else math.nan
 
     def repeat_errors_pct(self, metric: str) -> list[float]:
-        """Absolute errors of each repeat against the median of the others; none without repeats or of zeros."""
+        """Absolute errors of each repeat against the median of the others, where there are and it isn't 0."""
         values = self.values(metric)
         if len(values) < 2:
             return []

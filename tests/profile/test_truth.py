@@ -102,7 +102,8 @@ def test_what_prompts_have_in_common_is_replayed(tmp_path: Path) -> None:
     sharing = Sharing(np.array([0, 0]), np.array([5, 5]), np.full(2, NONE), np.zeros(2))
     write_compact(table_of([outcome(100.0, [100.5]), outcome(101.0, [101.5])], 99.0, sharing), tmp_path / "r")
     again = Workload.from_trace(tmp_path / "r").sharing
-    assert again is not None and again.prefix_tokens.tolist() == [5, 5]
+    assert again is not None
+    assert again.prefix_tokens.tolist() == [5, 5]
 
 
 def engines(**gpus: tuple[int, ...]) -> Cases:

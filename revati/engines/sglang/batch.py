@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from revati.engines.beginnings import group_of
+from revati.timing.sharing import Beginnings
+
 
 @dataclass(frozen=True, slots=True)
 class BatchLengths:
@@ -30,3 +33,11 @@ def lengths_of(batch: Any) -> BatchLengths:
     if batch.forward_mode.is_mixed():
         num_prefills -= len(batch.decoding_reqs or ())
     return BatchLengths(query_lens, context_lens, num_prefills, sum(query_lens[:num_prefills]))
+
+
+def beginnings_of(batch: Any) -> Beginnings | None:
+    """Of a ``ScheduleBatch``'s contexts; None if the radix cache had none of them."""
+    tokens = [int(req.cached_tokens) for req in batch.reqs]
+    if not any(tokens):
+        return None
+    return Beginnings([group_of(req.origin_input_ids) for req in batch.reqs], tokens)

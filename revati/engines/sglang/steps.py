@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from revati.engines.sglang.batch import lengths_of
+from revati.engines.sglang.batch import beginnings_of, lengths_of
 from revati.engines.tokens import ordinary_token_id
 from revati.timing.attach import LaunchPricing
 from revati.virtual_time.host import IDLE_STEP, HostMeter, StepKind, StepShape
@@ -37,7 +37,7 @@ class ChargedSteps:
 
     def run(self, run_batch: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
         lengths, step = lengths_of(batch), self._shape(batch)
-        self._pricing.set_batch(lengths.query_lens, lengths.context_lens)
+        self._pricing.set_batch(lengths.query_lens, lengths.context_lens, beginnings_of(batch))
         with self._meter.phase("execute", step):
             result = run_batch(batch, *args, **kwargs)
         vocab_size = self._scheduler.model_config.vocab_size

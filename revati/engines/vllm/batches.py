@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from revati.engines.beginnings import RunningBeginnings
 from revati.engines.tokens import ordinary_token_id
+from revati.timing.sharing import Beginnings
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -21,6 +23,7 @@ class Batch:
     samples: dict[str, int | None]  # request id -> token id, None in the middle of a prompt
     num_prefills: int
     prompt_tokens: int
+    beginnings: Beginnings | None = None  # of contexts, if any begin alike
 
     def write_samples(self, output: ModelRunnerOutput) -> None:
         """Put token ids into a step's outputs: no kernel ran, so those in "device" memory mean nothing."""
@@ -34,6 +37,7 @@ class BatchReader:
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self._prefill_lens: dict[str, int] = {}
+        self._beginnings = RunningBeginnings()
 
     def read(self, scheduled: SchedulerOutput) -> Batch:
         computed: dict[str, int] = {}
@@ -42,6 +46,7 @@ class BatchReader:
             prefill = new.prefill_token_ids or new.prompt_token_ids
             assert prefill is not None
             self._prefill_lens[new.req_id] = len(prefill)
+            self._beginnings.add(new.req_id, prefill, new.num_computed_tokens)
         cached = scheduled.scheduled_cached_reqs
         computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         query_lens, context_lens = [], []
@@ -57,6 +62,8 @@ class BatchReader:
                 prompt_tokens += new_tokens
             token_id = ordinary_token_id(context, self._vocab_size)
             samples[req_id] = token_id if context >= prefill_len else None
+        beginnings = self._beginnings.of(scheduled.num_scheduled_tokens)
         for req_id in scheduled.finished_req_ids:
             self._prefill_lens.pop(req_id, None)
-        return Batch(query_lens, context_lens, samples, num_prefills, prompt_tokens)
+            self._beginnings.forget(req_id)
+        return Batch(query_lens, context_lens, samples, num_prefills, prompt_tokens, beginnings)

@@ -131,7 +131,7 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
         step = self.shape_of(scheduler_output)
         self._current = batch, _ = self._batches[id(scheduler_output)]
         if batch.query_lens:
-            self.pricing.set_batch(batch.query_lens, batch.context_lens)
+            self.pricing.set_batch(batch.query_lens, batch.context_lens, batch.beginnings)
         if self._remote:
             self.meter.charge("dispatch", step)
             if not batch.query_lens:  # the core waits for an empty step at once

@@ -76,7 +76,7 @@ class EmulatedWorker:
         step = step_shape(self._config, scheduled, batch, self._dispatch)
         self._step = batch, step
         if batch.query_lens:
-            self.pricing.set_batch(batch.query_lens, batch.context_lens)
+            self.pricing.set_batch(batch.query_lens, batch.context_lens, batch.beginnings)
         if sent_ns := getattr(scheduled, SENT_AT, 0):  # warm-up steps are the worker's own
             self.meter.wait_until(sent_ns + (self.meter.costs.phase_ns("worker_ipc", IDLE_STEP) or 0), step)
         if self.remote and step.num_prefills:
