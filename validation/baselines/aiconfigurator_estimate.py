@@ -48,6 +48,8 @@ def model_folder(name: str) -> str:
 def predict(case: Case) -> Prediction:
     """Estimate one case; what goes wrong in aiconfigurator is the reason why there is none."""
     content, workload = case.description, case.workload
+    if workload.sharing is not None:
+        return Prediction(skipped="what is asked of it here has no prefix cache")
     isl, osl = round(workload.prompt_tokens.mean()), round(workload.output_tokens.mean())
     offline = bool(workload.arrival_s[-1] == 0)
     stages = int(content["pipeline_parallel_size"])

@@ -154,6 +154,8 @@ def _advance(request: Request, tokens: int, end_s: float) -> None:
 
 def predict(case: Case) -> Prediction:
     """Metrics of a measured case by this model."""
+    if case.workload.sharing is not None:
+        return Prediction(skipped="this model has no prefix cache")
     content = case.description
     try:
         model = model_shape(content["model"])
