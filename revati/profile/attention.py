@@ -197,9 +197,10 @@ class Cache:
         for row, count in enumerate(used):
             table[row, :count] = chosen[at : at + count]
             at += count
-        if groups:
-            shared = shared_tokens // BLOCK_TOKENS
-            table[:, :shared] = table[torch.arange(len(context_lens)) % groups, :shared]
+        shared = shared_tokens // BLOCK_TOKENS
+        for group in range(groups):  # an engine takes a prompt's blocks from its free ones in a row
+            first = int(torch.randint(self._order.numel() - shared, ()))
+            table[group::groups, :shared] = torch.arange(first, first + shared, dtype=torch.int32)
         return table.cuda()
 
 
