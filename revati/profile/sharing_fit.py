@@ -20,7 +20,11 @@ def fit_sharing(rows: Sequence[Mapping[str, Any]], limits: GpuLimits) -> Sharing
     """From rows of kind ``attention_sharing``: requests in turn belong to ``n`` groups, or to none."""
     alone = {_batch(row): row["median_us"] for row in rows if not row["n"]}
     sharing = [row for row in rows if row["n"]]
-    ratio = np.array([row["median_us"] / alone[_batch(row)] for row in sharing])
+    alone_us = np.array([alone[_batch(row)] for row in sharing])
+    ratio = np.array([row["median_us"] for row in sharing]) / alone_us
+    heads = np.array([row["num_kv_heads"] for row in sharing])
+    usual_us = np.array([alone_us[heads == one].mean() for one in heads])
+    weight = np.sqrt(alone_us / usual_us)  # of a model's batches the long ones matter
     batches = [_beginnings(row) for row in sharing]
 
     def expected(values: Sequence[float]) -> NDArray[np.float64]:
@@ -39,8 +43,8 @@ def fit_sharing(rows: Sequence[Mapping[str, Any]], limits: GpuLimits) -> Sharing
             ]
         )
 
-    found = least_squares(lambda values: expected(values) - ratio, START, bounds=(0.0, np.inf)).x
-    rel_std = float(np.sqrt(np.mean((expected(found) / ratio - 1.0) ** 2)))
+    found = least_squares(lambda values: weight * (expected(values) - ratio), START, bounds=(0.0, np.inf)).x
+    rel_std = float(np.sqrt(np.mean((weight * (expected(found) / ratio - 1.0)) ** 2)))
     return replace(SharingFit(*map(float, found)), rel_std=rel_std)
 
 
