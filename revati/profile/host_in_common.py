@@ -19,12 +19,8 @@ from scipy.stats import rankdata  # type: ignore[import-untyped]
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-LASTS = (
-    1,
-    4,
-    24,
-    150,
-)  # steps that a component lasts; where one ends, the next one has nothing to do with it
+# Steps that a component lasts; where one ends, the next one has nothing to do with it.
+LASTS = (1, 4, 24, 150)
 LAGS = (0, 1, 2, 3, 5, 10, 20, 40, 80, 160)
 LEAST_PAIRS = 100
 _DIGITS = 3

@@ -23,6 +23,7 @@ from revati.timing.curve import Curve
 from revati.timing.estimate import FP8, Estimate
 from revati.timing.gemm import MEASURED_EVERYWHERE, GemmModel, Key, curve_of, full_clock_tokens
 from revati.timing.gpu import GpuLimits, load_limits
+from revati.timing.sharing import SharingFit
 from revati.timing.timer import LAUNCH_KINDS
 from revati.timing.trees import Trees
 
@@ -187,6 +188,8 @@ def _attention_verdicts(fitted: Path) -> Iterable[str]:
         if path.is_file():
             facts = Trees.load(path)[1]
             yield _verdict(kind, int(facts["rows"]), float(facts["weighted_error"]))
+    if (sharing := SharingFit.load(fitted)) is not None:
+        yield _verdict("attention, where contexts begin alike", sharing.rows, sharing.weighted_error)
 
 
 def _curves(measured: pa.Table, kind: str, keys: list[str], at: str) -> dict[Any, Points]:

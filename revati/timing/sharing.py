@@ -38,7 +38,8 @@ class SharingFit:
 
     decode, mixed: the share, in steps of decodes alone and with prompts. power: how the gain falls with the
     number of requests in between, over those that the GPU works on at a time. reach: bytes in between, over
-    the size of L2, from which on nothing is found there. rel_std: of a batch's duration.
+    the size of L2, from which on nothing is found there. rel_std: of a batch's duration. weighted_error: mean
+    of absolutes over ``rows`` batches whose heads were left out, weighted by duration.
     """
 
     decode: float
@@ -46,6 +47,8 @@ class SharingFit:
     power: float
     reach: float
     rel_std: float = 0.0
+    weighted_error: float = 0.0
+    rows: int = 0
 
     @classmethod
     def load(cls, folder: Path) -> SharingFit | None:
