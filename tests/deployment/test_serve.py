@@ -40,8 +40,9 @@ def orphaned_domains() -> set[str]:
 
 
 def test_an_unmodified_client_measures_an_unmodified_server(tmp_path: Path) -> None:
-    before = orphaned_domains()
-    report = measure(tmp_path, TINY, [], trace_arguments(evenly_spaced(), tmp_path / "trace.jsonl"))
+    before, host = orphaned_domains(), steady_host(tmp_path)  # on which nothing varies
+    trace = trace_arguments(evenly_spaced(), tmp_path / "trace.jsonl")
+    report = measure(tmp_path, TINY, [], trace, [f"host={host.name}"])
     assert orphaned_domains() <= before
     assert report["completed"] == REQUESTS
     assert report["total_output_tokens"] == REQUESTS * OUTPUT
