@@ -16,7 +16,8 @@ import numpy.typing as npt
 from scipy.optimize import nnls  # type: ignore[import-untyped]
 from scipy.stats import rankdata  # type: ignore[import-untyped]
 
-Array = npt.NDArray[np.float64]
+from revati.profile.host_logs import Array
+
 Mask = npt.NDArray[np.bool_]
 
 # Steps that a component lasts; where one ends, the next one has nothing to do with it.

@@ -56,9 +56,9 @@ class Request:
     prompt: list[int] | None = None  # token ids; None: any
 
 
-def requests_of(workload: Workload, vocabulary: int, seed: int = 0) -> list[Request]:
+def requests_of(workload: Workload, vocabulary: int) -> list[Request]:
     """A workload's requests, whose prompts have in common what it says."""
-    columns = (workload.arrival_s, workload.output_tokens, make_requests(workload, vocabulary, seed))
+    columns = (workload.arrival_s, workload.output_tokens, make_requests(workload, vocabulary, seed=0))
     return [
         Request(float(at), len(sent.prompt_token_ids), int(output), sent.prompt_token_ids)
         for at, output, sent in zip(*columns, strict=True)

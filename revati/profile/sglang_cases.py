@@ -26,7 +26,7 @@ def _sharing(request_rate_per_s: int, num_requests: int, groups: int) -> Load:
     return replace(
         _poisson(request_rate_per_s, num_requests),
         name=f"shared_r{request_rate_per_s}",
-        lengths={"kind": "lognormal", "prompt_max": 512, "output_max": 400},
+        lengths=SHAREGPT | {"prompt_max": 512, "output_max": 400},
         prefixes={"groups": groups, "tokens": 2048},
     )
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from revati.profile import sglang_host_fit
-from revati.profile.host_in_common import Array, of_decodes
+from revati.profile.host_in_common import of_decodes
+from revati.profile.host_logs import Array
 from revati.validate import turns
 
 _PHASES = (
@@ -19,10 +21,9 @@ _PHASES = (
 )
 
 
-@cache  # every table of all machines but one asks for it
-def of_run(folder: Path, engine: str, stages: int) -> Array | None:
-    """`correlations` of a run; None if its log doesn't tell."""
-    found = _vllm(folder) if engine == "vllm" else _sglang(folder, stages)
+def of_run(folder: Path, description: Mapping[str, Any]) -> Array | None:
+    """`correlations` of a run, ``description`` is its run.json; None if its log doesn't tell."""
+    found = _vllm(folder) if description["engine"] == "vllm" else _sglang(folder, description)
     return found if found is not None and np.isfinite(found).all() else None
 
 
@@ -34,6 +35,6 @@ def _vllm(folder: Path) -> Array:
     return of_decodes(costs_us, requests, tokens > 0, tokens == requests)
 
 
-def _sglang(folder: Path, stages: int) -> Array | None:
-    log = turns.read(folder, {"pipeline_parallel_size": stages})
+def _sglang(folder: Path, description: Mapping[str, Any]) -> Array | None:
+    log = turns.read(folder, description)
     return None if log is None else sglang_host_fit.together(log)

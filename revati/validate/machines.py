@@ -24,7 +24,8 @@ import yaml
 
 from revati import paths
 from revati.profile.host_fit import LEVELS
-from revati.profile.host_in_common import Array, shares
+from revati.profile.host_in_common import shares
+from revati.profile.host_logs import Array
 from revati.validate import in_common
 from revati.validate.calibration import Calibration, calibrate, engine_of, has_long_log
 from revati.validate.machines_page import HostError, page
@@ -188,8 +189,7 @@ def _slowdown(runs: Iterable[MeasuredRun], engine: str) -> Slowdown | None:
         if found is None:
             continue
         used += [run.name for run in members]
-        stages = int(members[0].description["pipeline_parallel_size"])
-        of_runs = [in_common.of_run(run.folder, engine, stages) for run in members]
+        of_runs = [in_common.of_run(run.folder, run.description) for run in members]
         together += [one for one in of_runs if one is not None]
         one_gpu = members[0].description["num_gpus"] == 1
         (of_one_gpu if one_gpu else of_several).append(found.slowdown)
