@@ -35,6 +35,13 @@ MIXED_PROMPTS = (
     *((30,), (80,), (128,), (240,), (400, 120), (700,), (1024,), (240,) * 5),
     *((2048,), (500, 900, 200), (240,) * 16, (4096,), (300,) * 24, (7000,)),
 )
+# (new tokens by request, mean of what it has in the cache): a known beginning, or an earlier chunk.
+CONTINUED_PROMPTS = (
+    *(((16,), 512), ((30,), 2048), ((64,), 1024), ((128,), 512), ((128,), 4096), ((240,), 1500)),
+    *(((128,) * 3, 1000), ((60,) * 8, 600), ((30,) * 16, 1500), ((400, 120), 800), ((512,), 2048)),
+    *(((1024,), 1024), ((300,) * 6, 1000), ((700, 200), 3000), ((2048,), 2048), ((2048,), 6000)),
+    *(((120,) * 20, 500), ((4096, 500), 4000)),
+)
 PREFILL_TOKENS = (
     *(16, 32, 64, 96, 128, 192, 256, 384, 512, 768),
     *(1024, 1280, 1536, 2048, 3072, 4096, 6144, 8192),
@@ -133,6 +140,22 @@ def mixed_batches() -> Iterator[Batch]:
                 yield Batch("graph" if sum(query) <= GRAPH_MAX_TOKENS else "eager", query, context)
 
 
+def continued_batches() -> Iterator[Batch]:
+    """Prompts of which the cache has the beginning, alone and in the same step as running decodes."""
+    draw = random.Random(4)
+    for decodes in (0, 2, 8, 16, 32, 64, 96, 128, 192, 256):
+        for prompts, before in CONTINUED_PROMPTS:
+            contexts = _lengths(draw, decodes, draw.choice((250, 600, 1200, 2200)), 0.6, 2, 4096)
+            cached = _lengths(draw, len(prompts), before, 0.3, BLOCK_TOKENS, 8192)
+            query = (1,) * decodes + prompts
+            context = (*contexts, *(new + old for new, old in zip(prompts, cached, strict=True)))
+            if sum(context) <= MAX_BATCH_CONTEXT:
+                graph = sum(query) <= GRAPH_MAX_TOKENS
+                yield Batch("graph" if graph else "eager", query, context)
+                if graph and not decodes:  # as SGLang launches it
+                    yield Batch("eager", query, context)
+
+
 def sharing_batches() -> Iterator[Batch]:
     """Decodes and prompts behind contexts that begin alike, and for comparison without that."""
     for requests in (8, 16, 32, 64, 128, 256):
@@ -151,7 +174,13 @@ def sharing_batches() -> Iterator[Batch]:
 
 
 def all_batches() -> list[Batch]:
-    return [*decode_batches(), *ragged_decode_batches(), *prefill_batches(), *mixed_batches()]
+    return [
+        *decode_batches(),
+        *ragged_decode_batches(),
+        *prefill_batches(),
+        *mixed_batches(),
+        *continued_batches(),
+    ]
 
 
 def _lengths(

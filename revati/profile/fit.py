@@ -26,7 +26,7 @@ from revati.timing.schema import ATTENTION_SHARING
 from revati.timing.trees import Trees
 
 FOLDS = 5
-TREES = {"attention": 70, "combine": 80}  # the reader evaluates all of them once per engine step
+TREES = {"attention": 100, "combine": 80}  # the reader evaluates all of them once per engine step
 DEPTH = 8
 
 
@@ -35,6 +35,8 @@ def samples(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
     """Features, log(duration), and each row's head counts."""
     chosen = [row for row in rows if row["kind"] == kind]
+    if kind == "attention":  # what shared beginnings were compared with is a batch like others
+        chosen += [row for row in rows if row["kind"] == ATTENTION_SHARING and not row["n"]]
     x = np.array(
         [
             BatchReader(Heads(row["num_q_heads"], row["num_kv_heads"], row["head_dim"]), limits)

@@ -33,6 +33,7 @@ FEATURES = (
     "log_blocks_per_sm",
     "splits",
     "decode_share",
+    "prompts_share_of_blocks",
     "num_q_heads",
     "num_kv_heads",
     "graph",

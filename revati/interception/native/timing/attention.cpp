@@ -21,7 +21,7 @@ constexpr double kSplitMargin = 1.1;  // FA3: blocks per SM are sized for 10 % m
 constexpr double kTileOverheadBlocks = 2.0;
 constexpr double kMemoryShare = 0.80, kFlopShare = 0.60;
 
-constexpr int kFeatures = 17;
+constexpr int kFeatures = 18;
 constexpr int kMaxSets = 2;
 constexpr int kMaxFeatures = 32;  // of a forest over anything
 constexpr int kLeaves = 32;  // of a tree, numbered from 1: a mask is an int32
@@ -81,7 +81,7 @@ static void features(const Device &device, const int64_t *query, const int64_t *
   const int64_t group = device.num_q / device.num_kv;
   const bool decodes = batch.query_tokens == requests;
   int64_t max_query = 1, decode_count = requests, m_blocks_total = 0;
-  double pairs = 0, walked = 0;
+  double pairs = 0, walked = 0, walked_by_prompts = 0;
   if (decodes) {
     const int64_t per_request = ceil_div(group, group <= kDecodeTileRows ? kDecodeTileRows : kTileRows);
     int64_t n_blocks = 0;
@@ -101,7 +101,9 @@ static void features(const Device &device, const int64_t *query, const int64_t *
       const double seen = static_cast<double>(context[i]) - static_cast<double>(query[i] - 1) * 0.5;
       m_blocks_total += m_blocks;
       pairs += static_cast<double>(query[i]) * seen;  // `seen` by the average query token
-      walked += static_cast<double>(m_blocks) * std::max(seen * (1.0 / kBlockTokens) + 0.5, 1.0);
+      const double blocks = static_cast<double>(m_blocks) * std::max(seen * (1.0 / kBlockTokens) + 0.5, 1.0);
+      walked += blocks;
+      if (query[i] > 1) walked_by_prompts += blocks;
     }
   }
   const double num_kv = static_cast<double>(device.num_kv), head_dim = static_cast<double>(device.head_dim);
@@ -138,7 +140,8 @@ static void features(const Device &device, const int64_t *query, const int64_t *
         std::log(query_tokens), std::log(context_tokens / count),
         static_cast<double>(batch.max_context * requests) / context_tokens, std::log(static_cast<double>(max_query)),
         std::log(waves), waves / std::ceil(waves), std::log(static_cast<double>(blocks_per_sm)),
-        static_cast<double>(splits), static_cast<double>(decode_count) / count, q_heads, num_kv, graph ? 1.0 : 0.0})
+        static_cast<double>(splits), static_cast<double>(decode_count) / count, walked_by_prompts / walked, q_heads,
+        num_kv, graph ? 1.0 : 0.0})
     *out++ = feature;
 }
 
