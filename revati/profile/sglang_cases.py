@@ -31,6 +31,16 @@ def _sharing(request_rate_per_s: int, num_requests: int, groups: int) -> Load:
     )
 
 
+def _documents(request_rate_per_s: int, num_requests: int) -> Load:
+    """Long prompts, which are computed in chunks."""
+    documents = {"prompt_median": 3000, "prompt_max": 7500, "output_median": 150, "output_max": 500}
+    return replace(
+        _poisson(request_rate_per_s, num_requests),
+        name=f"long_r{request_rate_per_s}",
+        lengths=SHAREGPT | {"prompt_sigma": 0.6, "output_sigma": 0.6} | documents,
+    )
+
+
 # More than any engine keeps up with: what it can serve.
 SATURATED = (
     Load(
@@ -75,7 +85,10 @@ CASES = {
     ),
     "llama31_8b": Case(
         "llama31_8b",
-        (_poisson(10, 150), _poisson(20, 240), SATURATED[1], _sharing(20, 200, 16)),
+        (
+            *(_poisson(10, 150), _poisson(20, 240), SATURATED[1], _sharing(20, 200, 16)),
+            *(_documents(4, 48), _documents(7, 70)),
+        ),
         decodes=(1, 8, 32, 64, 128, 192, 256, 300),
         decode_prompts=((150, 450), (900, 1500)),
         prefills=(16, 128, 512, 1024, 2048, 4000),
