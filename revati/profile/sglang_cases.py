@@ -32,7 +32,7 @@ def _sharing(request_rate_per_s: int, num_requests: int, groups: int) -> Load:
 
 
 def _documents(request_rate_per_s: int, num_requests: int) -> Load:
-    """Long prompts, which are computed in chunks."""
+    """Long prompts: a few at once are computed in chunks."""
     documents = {"prompt_median": 3000, "prompt_max": 7500, "output_median": 150, "output_max": 500}
     return replace(
         _poisson(request_rate_per_s, num_requests),
