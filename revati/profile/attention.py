@@ -42,6 +42,7 @@ CONTINUED_PROMPTS = (
     *(((1024,), 1024), ((300,) * 6, 1000), ((700, 200), 3000), ((2048,), 2048), ((2048,), 6000)),
     *(((120,) * 20, 500), ((4096, 500), 4000)),
 )
+SHARING_PROMPTS = ((), (128,), (100,) * 3, (100,) * 8, (300,) * 3)
 PREFILL_TOKENS = (
     *(16, 32, 64, 96, 128, 192, 256, 384, 512, 768),
     *(1024, 1280, 1536, 2048, 3072, 4096, 6144, 8192),
@@ -162,15 +163,16 @@ def sharing_batches() -> Iterator[Batch]:
         for context in (600, 1100, 2200, 4200):
             if requests * context > MAX_BATCH_CONTEXT:
                 continue
-            for prompt in (0, 128):
-                query = (1,) * requests + ((prompt,) if prompt else ())
+            for prompts in SHARING_PROMPTS:
+                query = (1,) * requests + prompts
                 contexts = (context,) * len(query)
-                yield Batch("graph", query, contexts)
+                mode = "graph" if sum(query) <= GRAPH_MAX_TOKENS else "eager"
+                yield Batch(mode, query, contexts)
                 for groups in (1, 4, 16):
-                    for shared in (context // 2, context - 100):
+                    for shared in (context // 2, context - max(100, *prompts, 0)):
                         if groups < requests:
                             whole = shared // BLOCK_TOKENS * BLOCK_TOKENS
-                            yield Batch("graph", query, contexts, groups, whole)
+                            yield Batch(mode, query, contexts, groups, whole)
 
 
 def all_batches() -> list[Batch]:
