@@ -169,7 +169,7 @@ def sharing_batches() -> Iterator[Batch]:
                 mode = "graph" if sum(query) <= GRAPH_MAX_TOKENS else "eager"
                 yield Batch(mode, query, contexts)
                 for groups in (1, 4, 16):
-                    for shared in (context // 2, context - max(100, *prompts, 0)):
+                    for shared in (context // 2, context - max((100, *prompts))):
                         if groups < requests:
                             whole = shared // BLOCK_TOKENS * BLOCK_TOKENS
                             yield Batch(mode, query, contexts, groups, whole)
