@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -15,6 +15,7 @@ from revati.validate.predictions import Prediction
 from revati.validate.runs import Case, model_shape
 
 LEAST_CONFIGURATIONS = 2
+LEAST_REPEATS = 3  # so that those that one of them is judged by have a noise of their own
 THROUGHPUT = "output_throughput_tok_per_s"
 
 
@@ -44,10 +45,10 @@ def groups(cases: Sequence[Case]) -> list[list[Case]]:
     What was measured again later, on another machine, is in a group of its own.
     """
     grouped: dict[tuple[str, str, int], list[Case]] = {}
-    times: Counter[str] = Counter()
+    times: Counter[tuple[str, str]] = Counter()
     for case in sorted(cases, key=lambda case: case.recorded_at):
         model, requests = model_shape(case.description["model"]).name, case.requests_digest()
-        same = f"{requests} {case.configuration}"
+        same = requests, case.configuration
         grouped.setdefault((model, requests, times[same]), []).append(case)
         times[same] += 1
     return [group for group in grouped.values() if len(group) >= LEAST_CONFIGURATIONS]
@@ -93,11 +94,24 @@ def rank(group: Sequence[Case], predictions: Mapping[str, Prediction], column: C
     )
 
 
-def rankings(cases: Sequence[Case], predictions: Mapping[str, Prediction]) -> list[list[Ranking]]:
+def rankings(grouped: Sequence[Sequence[Case]], predictions: Mapping[str, Prediction]) -> list[list[Ranking]]:
     """Rankings by group and metric, without the size of the KV cache."""
     columns = [column for column in COLUMNS if column.metric != KV_METRIC]
-    ranked = ([rank(group, predictions, column) for column in columns] for group in groups(cases))
+    ranked = ([rank(group, predictions, column) for column in columns] for group in grouped)
     return [found for row in ranked if (found := [ranking for ranking in row if ranking])]
+
+
+def rankings_by_repeats(grouped: Sequence[Sequence[Case]]) -> Iterator[list[list[Ranking]]]:
+    """Rankings as one more real run would have them: by each repeat in turn, judged by the others.
+
+    Args:
+        grouped: cases that were measured `LEAST_REPEATS` times or more.
+    """
+    cases = [case for group in grouped for case in group]
+    for turn in range(max((len(case.runs) for case in cases), default=0)):
+        one = {case.name: case.runs[turn % len(case.runs)] for case in cases}
+        others = [[case.without(one[case.name]) for case in group] for group in grouped]
+        yield rankings(others, {name: Prediction(run.metrics) for name, run in one.items()})
 
 
 def _differ(known: Sequence[Case], measured: Sequence[float], metric: str, i: int, j: int) -> bool:

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -106,8 +106,9 @@ class Case:
     @property
     def configuration(self) -> str:
         """Equal for cases that differ by their machine and requests alone."""
-        names = ("engine", "model", "gpu", "num_gpus", "tensor_parallel_size", "pipeline_parallel_size")
-        return json.dumps([self.description[name] for name in (*names, "engine_args")])
+        names = ("engine", "gpu", "num_gpus", "tensor_parallel_size", "pipeline_parallel_size", "engine_args")
+        model = model_shape(self.description["model"]).name
+        return json.dumps([model, *(self.description[name] for name in names)])
 
     @property
     def host_name(self) -> str | None:
@@ -126,6 +127,10 @@ class Case:
         """Median of the repeats; NaN without any."""
         values = self.values(metric)
         return median(values) if values else math.nan
+
+    def without(self, repeat: MeasuredRun) -> Case:
+        """The case as if this run of it had not been measured."""
+        return replace(self, runs=[run for run in self.runs if run is not repeat])
 
     def noise_pct(self, metric: str) -> float:
         """Error of one more real run, mean of absolutes; NaN without repeats."""

@@ -16,10 +16,11 @@ from revati.validate.errors import (
 from revati.validate.markdown import number, table
 from revati.validate.metrics import COLUMNS, Column
 from revati.validate.predictions import EMULATED, Prediction, Predictions
-from revati.validate.ranking import Ranking, rankings
+from revati.validate.ranking import LEAST_REPEATS, Ranking, groups, rankings, rankings_by_repeats
 from revati.validate.runs import Case
 
 NAMED_CASES = 6
+GOOD_PICK_PCT = 2
 
 INTRODUCTION = """\
 # Emulated against measured runs
@@ -49,9 +50,10 @@ def summary(cases: Sequence[Case], predictions: Predictions) -> str:
     skipped = [f"- {case.name}: {emulated[case.name].skipped}" for case in cases if case not in done]
     if skipped:
         parts += ["Not emulated:", "\n".join(skipped)]
-    ranked = {predictor: rankings(cases, by_case) for predictor, by_case in predictions.items()}
-    if ranked[EMULATED]:
-        parts += ["## Ranking", RANKING_NOTE, _ranking_totals(ranked), _rankings(ranked[EMULATED])]
+    grouped = groups(cases)
+    if ranked := rankings(grouped, emulated):
+        totals = _ranking_totals(cases, grouped, predictions)
+        parts += ["## Ranking", RANKING_NOTE, totals, _rankings(ranked)]
     for predictor, by_case in predictions.items():
         if predictor != EMULATED:
             known = [case for case in cases if case.name in by_case and not by_case[case.name].skipped]
@@ -67,7 +69,8 @@ CASE_NOTE = (
 RANKING_NOTE = """\
 Configurations of one model that served the same requests, ranked by each metric (throughput: by GPU). A pair
 is decided when its measured difference exceeds the noise. Regret: how much worse the configuration picked by
-emulation is than the best one measured."""
+emulation is than the best one measured. *One more real run*: each repeat in turn ranks the configurations,
+and the others judge it."""
 
 
 def _settings(emulated: Mapping[str, Prediction]) -> list[str]:
@@ -148,20 +151,57 @@ def _by_case(cases: Sequence[Case], predictions: Mapping[str, Prediction]) -> st
     return table(["case", *(column.title for column in COLUMNS), "repeats"], rows)
 
 
-def _ranking_totals(ranked: Mapping[str, Sequence[Sequence[Ranking]]]) -> str:
-    rows = []
-    for predictor, groups in ranked.items():
-        if all_of_it := [ranking for group in groups for ranking in group]:
-            taus = [ranking.tau for ranking in all_of_it]
-            concordant, decided = (
-                sum(getattr(r, name) for r in all_of_it) for name in ("concordant", "decided")
-            )
-            worst = max(ranking.regret_pct for ranking in all_of_it)
-            regret = _mean([ranking.regret_pct for ranking in all_of_it])
-            cells = (number(_mean(taus), 2), f"{concordant} of {decided}", number(regret), number(worst))
-            rows.append([predictor, str(len(all_of_it)), *cells])
-    header = ["predictor", "rankings", "mean τ", "decided pairs right", "mean regret %", "worst regret %"]
-    return table(header, rows)
+def _ranking_totals(
+    cases: Sequence[Case], grouped: Sequence[Sequence[Case]], predictions: Predictions
+) -> str:
+    often = groups([case for case in cases if len(case.runs) >= LEAST_REPEATS])
+    repeats = list(rankings_by_repeats(often))
+    rows = [
+        _ranking_total("**emulation**", [rankings(grouped, predictions[EMULATED])]),
+        _ranking_total("emulation, cases measured three times", [rankings(often, predictions[EMULATED])]),
+        _ranking_total("one more real run, same cases", repeats),
+        *(
+            _ranking_total(predictor, [rankings(grouped, by_case)])
+            for predictor, by_case in predictions.items()
+            if predictor != EMULATED
+        ),
+    ]
+    header = [
+        "ranked by",
+        "rankings",
+        "mean τ",
+        "decided pairs right",
+        f"picked within {GOOD_PICK_PCT} %",
+        "mean regret %",
+        "worst regret %",
+    ]
+    return table(header, [row for row in rows if row])
+
+
+def _ranking_total(title: str, turns: Sequence[Sequence[Sequence[Ranking]]]) -> list[str]:
+    """A row of means over some turns of ranking the same cases; empty if there is nothing to rank."""
+    found = [ranking for turn in turns for group in turn for ranking in group]
+    if not found:
+        return []
+    regrets = [ranking.regret_pct for ranking in found]
+    ranked, concordant, decided, good = (
+        round(count / len(turns))
+        for count in (
+            len(found),
+            sum(ranking.concordant for ranking in found),
+            sum(ranking.decided for ranking in found),
+            sum(regret <= GOOD_PICK_PCT for regret in regrets),
+        )
+    )
+    return [
+        title,
+        str(ranked),
+        number(_mean([ranking.tau for ranking in found]), 2),
+        f"{concordant} of {decided}",
+        f"{good} of {ranked}",
+        number(_mean(regrets)),
+        number(max(regrets)),
+    ]
 
 
 def _rankings(ranked: Sequence[Sequence[Ranking]]) -> str:

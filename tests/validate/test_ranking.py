@@ -8,7 +8,7 @@ import pytest
 
 from revati.validate.metrics import COLUMNS
 from revati.validate.predictions import Prediction
-from revati.validate.ranking import groups, rank, rankings
+from revati.validate.ranking import groups, rank, rankings, rankings_by_repeats
 from revati.validate.runs import Case, read_cases
 
 from .conftest import AddRun
@@ -78,4 +78,23 @@ def test_throughput_counts_by_gpu(cases: list[Case]) -> None:
 
 
 def test_what_is_not_predicted_is_not_ranked(cases: list[Case]) -> None:
-    assert rankings(cases, predicted(tp1=1)) == []
+    assert rankings(groups(cases), predicted(tp1=1)) == []
+
+
+def test_a_model_by_another_name_is_no_other_configuration(measured: Path, add_run: AddRun) -> None:
+    add_run("a", model="llama-13b")
+    add_run("b", model="llama13b")
+    assert groups(read_cases([measured])) == []
+
+
+def test_a_repeat_is_judged_by_the_others(measured: Path, add_run: AddRun) -> None:
+    for repeat, (tp1, tp2) in enumerate(((3.0, 2.0), (3.1, 2.1), (2.9, 3.5)), start=1):
+        add_run(f"tp1_rep{repeat}", tp1)
+        add_run(f"tp2_rep{repeat}", tp2, num_gpus=2)
+    turns = [
+        next(ranking for group in turn for ranking in group if ranking.metric == TTFT.metric)
+        for turn in rankings_by_repeats(groups(read_cases([measured])))
+    ]
+    # Of the last repeat tp1 is faster, of the others' medians tp2: 3.05 against 2.05.
+    assert [ranking.tau for ranking in turns] == [1.0, 1.0, -1.0]
+    assert turns[-1].regret_pct == pytest.approx(100 * (3.05 / 2.05 - 1))
