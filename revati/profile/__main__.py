@@ -97,13 +97,14 @@ def _record_engines(
 def _check(options: Options, session: Session) -> int:
     """Measure a sample again; returns how many families drifted."""
     from revati.profile import attention, gemm
+    from revati.profile.attention_batches import Batch
 
     began_s = time.monotonic()
 
     def batches(
         num_q_heads: int, num_kv_heads: int, rows: list[dict[str, object]]
     ) -> list[dict[str, object]]:
-        named = [attention.Batch.of_row(row) for row in rows]
+        named = [Batch.of_row(row) for row in rows]
         return attention.measure(num_q_heads, num_kv_heads, named)
 
     dtypes = [PRECISIONS[one] for one in options.precisions]

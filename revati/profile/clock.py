@@ -205,9 +205,10 @@ class Runner:
     def _step(self, kind: Kind) -> Callable[[list[tuple[Any, Any]]], None]:
         """Launches the step's layers, each with an event before and after its attention."""
         from revati.profile import attention
+        from revati.profile.attention_batches import Batch
 
         mode = "graph" if sum(kind.query_lens) <= GRAPH_MAX_TOKENS else "eager"
-        batch = attention.Batch(mode, tuple(kind.query_lens), tuple(kind.context_lens))
+        batch = Batch(mode, tuple(kind.query_lens), tuple(kind.context_lens))
         call = attention.prepare(batch, HEADS, HEADS, self._cache)
         call.query.copy_(call.written)
         layers = self._calls(kind)

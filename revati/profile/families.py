@@ -46,10 +46,11 @@ class Work:
 
     def attention(self, num_q_heads: int, num_kv_heads: int) -> Measure:
         def measure() -> list[Row]:
-            from revati.profile import attention
+            from revati.profile import attention, attention_batches
 
             heads = num_q_heads, num_kv_heads
-            return attention.measure(*heads, attention.all_batches()) + attention.measure_sharing(*heads)
+            rows = attention.measure(*heads, attention_batches.all_batches())
+            return rows + attention.measure_sharing(*heads)
 
         return measure
 

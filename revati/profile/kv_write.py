@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from revati.profile.attention import BLOCK_TOKENS, HEAD_DIM, Cache
+from revati.profile.attention import HEAD_DIM, Cache
+from revati.profile.attention_batches import BLOCK_TOKENS
 from revati.profile.parts import Row, summary
 from revati.profile.recorder import between_calls, record, split_at_marks
 

@@ -26,7 +26,7 @@ import yaml
 
 from revati.profile.host_model import Phases, fit
 from revati.profile.host_samples import Samples
-from revati.profile.sglang_host_fit import inputs
+from revati.profile.sglang_host_logs import inputs
 
 Array = npt.NDArray[np.float64]
 _LEAST = 20  # observations of a phase and kind

@@ -27,7 +27,8 @@ from revati.profile.host_fit import LEVELS
 from revati.profile.host_in_common import shares
 from revati.profile.host_logs import Array
 from revati.validate import in_common
-from revati.validate.calibration import Calibration, calibrate, engine_of, has_long_log
+from revati.validate.calibration import Calibration, calibrate
+from revati.validate.calibration_runs import engine_of, has_long_log
 from revati.validate.machines_page import HostError, page
 from revati.validate.options import validation_dir
 from revati.validate.runs import Case, MeasuredRun, read_cases

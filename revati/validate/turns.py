@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from revati.profile.sglang_host_fit import Log, of_slowest_rank, samples_of, turn_us
+from revati.profile.sglang_host_logs import Log, of_slowest_rank, samples_of, turn_us
 from revati.validate.phase_costs import PhaseCosts
 from revati.validate.steps import Steps, with_periods
 

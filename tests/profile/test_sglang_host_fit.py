@@ -9,14 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from revati.profile.sglang_host_fit import (
-    Log,
-    burst_calls,
-    frontend_samples,
-    message_way_us,
-    of_slowest_rank,
-    samples_of,
-)
+from revati.profile.sglang_host_fit import burst_calls, frontend_samples, message_way_us
+from revati.profile.sglang_host_logs import Log, of_slowest_rank, samples_of
 from revati.validate import turns
 from revati.validate.options import validation_dir
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from revati.profile.sglang_host_fit import inputs
+from revati.profile.sglang_host_logs import inputs
 from revati.profile.sglang_pipeline_fit import TooFewTurnsError, pipeline_phases
 from revati.validate.options import validation_dir
 

@@ -7,7 +7,8 @@ from statistics import fmean
 
 import pytest
 
-from revati.validate.calibration import calibrate, calibrated, has_long_log
+from revati.validate.calibration import calibrate, calibrated
+from revati.validate.calibration_runs import has_long_log
 from revati.validate.options import validation_dir
 from revati.validate.runs import CalibratedHost, model_shape, read_cases
 from revati.virtual_time.host_table import HostTable
