@@ -52,17 +52,10 @@ class TemplateClient:
 
     def run(self, spec: DeploymentSpec, workload: Workload, out_dir: Path) -> TrialResult:
         """Run one deployment to its end; ``wall_s`` includes the engine's start."""
-        out_dir = Path(out_dir).resolve()
-        out_dir.mkdir(parents=True, exist_ok=True)
-        workload_path = out_dir / "workload.parquet"
-        workload.to_parquet(workload_path)
-        request = TrialRequest(spec, workload_path, out_dir)
-        begin = time.perf_counter()
-        try:
+        with TrialRequest.stored(spec, workload, out_dir) as request:
+            begin = time.perf_counter()
             result = self._run_on_fleet(request) if spec.replicas > 1 else self._run_alone(request)
             return replace(result, wall_s=time.perf_counter() - begin)
-        finally:
-            workload_path.unlink(missing_ok=True)
 
     def _run_on_fleet(self, request: TrialRequest) -> TrialResult:
         with socket.socket(socket.AF_UNIX) as connection:

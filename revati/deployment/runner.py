@@ -105,17 +105,16 @@ class TemplateClient:
 
     def run(self, spec: DeploymentSpec, workload: Workload, out_dir: Path) -> TrialResult:
         """Run one deployment to its end; whatever goes wrong in the engine is in the result's status."""
-        out_dir = Path(out_dir).resolve()
-        out_dir.mkdir(parents=True, exist_ok=True)
-        workload_path = out_dir / "workload.parquet"
-        workload.to_parquet(workload_path)
-        with self._connect(_socket_path(self._socket_path, spec.engine)) as connection:
-            connection.sendall(TrialRequest(spec, workload_path, out_dir).to_line())
+        with (
+            TrialRequest.stored(spec, workload, out_dir) as request,
+            self._connect(_socket_path(self._socket_path, spec.engine)) as connection,
+        ):
+            connection.sendall(request.to_line())
             line = receive_line(connection)
-        workload_path.unlink(missing_ok=True)
         if not line:
+            folder = request.out_dir
             return TrialResult(
-                "failed", f"the trial's process died; see {out_dir}", log_path=out_dir / "trial.log"
+                "failed", f"the trial's process died; see {folder}", log_path=folder / "trial.log"
             )
         return TrialResult.from_line(line)
 

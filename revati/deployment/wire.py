@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from revati.spec import DeploymentSpec
+from revati.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,19 @@ class TrialRequest:
     out_dir: Path
     replica_urls: tuple[str, ...] = ()
     entry_url: str = ""
+
+    @classmethod
+    @contextmanager
+    def stored(cls, spec: DeploymentSpec, workload: Workload, out_dir: Path) -> Iterator[TrialRequest]:
+        """A request whose workload lies in ``out_dir``, made if need be, until its trial has ended."""
+        out_dir = out_dir.resolve()
+        out_dir.mkdir(parents=True, exist_ok=True)
+        workload_path = out_dir / "workload.parquet"
+        workload.to_parquet(workload_path)
+        try:
+            yield cls(spec, workload_path, out_dir)
+        finally:
+            workload_path.unlink(missing_ok=True)
 
     def to_line(self) -> bytes:
         content = {
