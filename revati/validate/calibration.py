@@ -125,36 +125,52 @@ def _with_own_stages(case: Case, base: str, out: Path) -> CalibratedHost | None:
     return CalibratedHost(path, base, names)
 
 
-def calibrate(runs: Sequence[Path], base: str, beside: Sequence[Path] = ()) -> Calibration | None:
+def calibrate(runs: Sequence[Path], base: str, beside: Sequence[Sequence[Path]] = ()) -> Calibration | None:
     """Compare runs of one engine with a host table; None if their logs tell too little.
 
     Args:
         base: a table of conf/host, compared at slowdown 1.
-        beside: runs of other engines on the same machine: what the engine's own do not show costs more or
-            less than there as what both show does.
+        beside: runs of other engines on the same machine, those that are most like it first: what the
+            engine's own do not show costs more or less than there as what both show does.
     """
-    logged, logged_there = joined(runs, base), joined(beside, base)
-    stalled, stall_us = stalls(logged or logged_there)
+    logged = [pairs for one in (runs, *beside) if (pairs := joined(one, base))]
+    stalled, stall_us = stalls(logged[0] if logged else {})
     stalling = stalled >= STALLING
-    own, there = shown_by(logged, stalling), shown_by(logged_there, stalling)
-    common = [shown for (phase, _), shown in (own or there).items() if phase in COMMON]
+    shown = [found for pairs in logged if (found := shown_by(pairs, stalling))]
+    common = [one for (phase, _), one in (shown[0] if shown else {}).items() if phase in COMMON]
     if not common:
         return None
-    by_phase: dict[str, dict[str, float]] = {}
-    spread: dict[str, dict[str, Sequence[float]]] = {}
-    for phase in sorted({phase for phase, _ in (*own, *there)}):
-        mine, theirs = _of(own, phase), _of(there, phase)
-        relative = _relative(mine, theirs) or _relative(own, there) or 1.0
-        slowdowns = {kind: round(relative * shown.slowdown, 4) for kind, shown in theirs.items()}
-        slowdowns |= {kind: shown.slowdown for kind, shown in mine.items()}
-        usual = _mean(mine.values()) if mine else relative * _mean(theirs.values())
-        by_phase[phase] = dict(sorted(slowdowns.items())) | {"any": round(usual, 4)}
-        spread[phase] = {kind: shown.spread for kind, shown in sorted((theirs | mine).items())}
+    known: Mapping[Key, Shown] = {}
+    usual: dict[str, float] = {}
+    for there in shown:
+        known = _completed(known, there)
+        usual = {phase: _mean(_of(known, phase).values()) for phase in _phases(known)} | usual
+    by_phase, spread = {}, {}
+    for phase in _phases(known):
+        kinds = dict(sorted(_of(known, phase).items()))
+        slowdowns = {kind: round(one.slowdown, 4) for kind, one in kinds.items()}
+        by_phase[phase] = slowdowns | {"any": round(usual[phase], 4)}
+        spread[phase] = {kind: one.spread for kind, one in kinds.items()}
     if stalling:
         wake_us = unslowed(base).phase_us(WAKE, UNBLOCKED, WAKE_REQUESTS)
         spread[WAKE] = {"any": [1.0, 1.0, 1.0, round(stalled, 4), round(1.0 + stall_us / wake_us, 3)]}
-    names = tuple(run.name for run in (*runs, *beside))
+    names = tuple(run.name for one in (runs, *beside) for run in one)
     return Calibration(base, names, round(_mean(common), 4), by_phase, spread)
+
+
+def _completed(known: Mapping[Key, Shown], there: Mapping[Key, Shown]) -> dict[Key, Shown]:
+    """What is known of an engine, and of what isn't what others show, faster or slower by what both show."""
+    found = dict(known)
+    for phase in _phases(there):
+        mine, theirs = _of(known, phase), _of(there, phase)
+        relative = _relative(mine, theirs) or _relative(known, there) or 1.0
+        for kind in theirs.keys() - mine.keys():
+            found[phase, kind] = replace(theirs[kind], slowdown=relative * theirs[kind].slowdown)
+    return found
+
+
+def _phases(shown: Mapping[Key, Shown]) -> list[str]:
+    return sorted({phase for phase, _ in shown})
 
 
 def _of(shown: Mapping[Key, Shown], phase: str) -> dict[str, Shown]:

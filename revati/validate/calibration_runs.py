@@ -22,8 +22,11 @@ def others(case: Case) -> list[Path]:
     return [run for run in _long_logs(case) if engine_of(describe(run)) in engines]
 
 
-def neighbours(case: Case, engines_own: Sequence[Path]) -> list[Path]:
+def neighbours(case: Case, engines_own: Sequence[Path]) -> list[list[Path]]:
     """Runs with a long step log of other engines on the case's machine, parallel in the same ways.
+
+    Those that serve the case's model come first, the others after them: how much longer than a decode a
+    prefill takes to launch differs by a factor of 1.7 between models, between engines of one by 5 %.
 
     Args:
         engines_own: what `others` says.
@@ -31,13 +34,13 @@ def neighbours(case: Case, engines_own: Sequence[Path]) -> list[Path]:
     if case.machine is None:
         return []
     manifest = Manifest.read(case.runs[0].folder.parent)
-    return [
-        run
-        for run in _long_logs(case)
-        if run not in engines_own
-        and manifest.machine_of(run.name) == case.machine
-        and _layout(describe(run)) == _layout(case.description)
-    ]
+    found: dict[bool, list[Path]] = {True: [], False: []}
+    for run in _long_logs(case):
+        if run not in engines_own and manifest.machine_of(run.name) == case.machine:
+            description = describe(run)
+            if _layout(description) == _layout(case.description):
+                found[_model(description) == _model(case.description)].append(run)
+    return [runs for runs in found.values() if runs]
 
 
 def _long_logs(case: Case) -> list[Path]:
@@ -50,6 +53,10 @@ def _long_logs(case: Case) -> list[Path]:
 def _layout(description: Mapping[str, Any]) -> tuple[object, ...]:
     sizes = (int(description[f"{kind}_parallel_size"]) > 1 for kind in ("tensor", "pipeline"))
     return description["engine"], *sizes
+
+
+def _model(description: Mapping[str, Any]) -> tuple[object, ...]:
+    return description["model"], description["engine_args"].get("quantization")
 
 
 def has_long_log(run: Path) -> bool:

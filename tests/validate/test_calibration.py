@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -152,6 +153,20 @@ def test_an_engine_slower_than_its_neighbours_is_so_in_what_they_alone_show(
     _, table = calibrate_own(measured, tmp_path)
     assert slowdown_of(table, "execute", "full") == pytest.approx(1.5, rel=1e-2)
     assert slowdown_of(table, "execute", "eager") == pytest.approx(1.5 * 1.2, rel=1e-2)
+
+
+def test_a_neighbour_with_the_same_model_tells_more_than_others(
+    measured: Path, add_run: AddRun, tmp_path: Path
+) -> None:
+    add_run("own", engine_start_s=1.0)
+    write_log(add_run("other", engine_start_s=1.0), slowdown=1.5)
+    beside: dict[str, Any] = {"engine_start_s": 2.0, "engine_args": {"enforce_eager": True}}
+    write_log(add_run("same", **beside), slowdown=2.0, kind="eager")
+    write_log(add_run("larger", **beside, model="llama-13b"), slowdown=4.0, kind="eager")
+    (measured / "manifest.yaml").write_text("machine: {'*': here}\n")
+    found, table = calibrate_own(measured, tmp_path)
+    assert list(found.runs) == ["other", "same", "larger"]
+    assert slowdown_of(table, "execute", "eager") == pytest.approx(2.0, rel=1e-2)
 
 
 def test_an_engine_without_other_runs_is_as_slow_as_its_neighbours(
