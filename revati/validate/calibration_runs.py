@@ -73,5 +73,6 @@ def engine_of(description: Mapping[str, Any]) -> str:
 
 
 def describe(folder: Path) -> dict[str, Any]:
+    """A run's run.json."""
     content: dict[str, Any] = json.loads((folder / "run.json").read_text())
     return content
