@@ -79,7 +79,7 @@ def ragged_decode_batches() -> Iterator[Batch]:
 def prefill_batches() -> Iterator[Batch]:
     for query in PREFILL_TOKENS:
         for before in (0, 512, 2048, 4096):
-            mode = _mode((query,))
+            mode = mode_of((query,))
             yield Batch(mode, (query,), (query + before,))
             if mode == "graph" and before in (0, 2048):
                 yield Batch("eager", (query,), (query + before,))
@@ -88,7 +88,7 @@ def prefill_batches() -> Iterator[Batch]:
         for mean in (60, 240, 500, 1000):
             lens = _lengths(draw, requests, mean, 0.9, 4, 2048)
             if sum(lens) <= MAX_QUERY_TOKENS:
-                yield Batch(_mode(lens), lens, lens)
+                yield Batch(mode_of(lens), lens, lens)
 
 
 def mixed_batches() -> Iterator[Batch]:
@@ -101,7 +101,7 @@ def mixed_batches() -> Iterator[Batch]:
             query = (1,) * decodes + prompts
             context = (*contexts, *prompts)
             if sum(context) <= MAX_BATCH_CONTEXT and sum(query) <= MAX_QUERY_TOKENS:
-                yield Batch(_mode(query), query, context)
+                yield Batch(mode_of(query), query, context)
 
 
 def continued_batches() -> Iterator[Batch]:
@@ -114,7 +114,7 @@ def continued_batches() -> Iterator[Batch]:
             query = (1,) * decodes + prompts
             context = (*contexts, *(new + old for new, old in zip(prompts, cached, strict=True)))
             if sum(context) <= MAX_BATCH_CONTEXT:
-                mode = _mode(query)
+                mode = mode_of(query)
                 yield Batch(mode, query, context)
                 if mode == "graph" and not decodes:  # as SGLang launches it
                     yield Batch("eager", query, context)
@@ -129,7 +129,7 @@ def sharing_batches() -> Iterator[Batch]:
             for prompts in SHARING_PROMPTS:
                 query = (1,) * requests + prompts
                 contexts = (context,) * len(query)
-                mode = _mode(query)
+                mode = mode_of(query)
                 yield Batch(mode, query, contexts)
                 for groups in (1, 4, 16):
                     for shared in (context // 2, context - max((100, *prompts))):
@@ -148,7 +148,7 @@ def all_batches() -> list[Batch]:
     ]
 
 
-def _mode(query_lens: tuple[int, ...]) -> str:
+def mode_of(query_lens: tuple[int, ...]) -> str:
     """As vLLM launches a batch."""
     return "graph" if sum(query_lens) <= GRAPH_MAX_TOKENS else "eager"
 

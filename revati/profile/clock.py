@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from revati.profile.gpu_state import query_gpu
-from revati.timing.attention_features import GRAPH_MAX_TOKENS
 
 LAYERS, HIDDEN, INTERMEDIATE, HEADS = 32, 4096, 11008, 32
 # Of a layer's products: outputs and inputs.
@@ -205,10 +204,10 @@ class Runner:
     def _step(self, kind: Kind) -> Callable[[list[tuple[Any, Any]]], None]:
         """Launches the step's layers, each with an event before and after its attention."""
         from revati.profile import attention
-        from revati.profile.attention_batches import Batch
+        from revati.profile.attention_batches import Batch, mode_of
 
-        mode = "graph" if sum(kind.query_lens) <= GRAPH_MAX_TOKENS else "eager"
-        batch = Batch(mode, tuple(kind.query_lens), tuple(kind.context_lens))
+        query_lens = tuple(kind.query_lens)
+        batch = Batch(mode_of(query_lens), query_lens, tuple(kind.context_lens))
         call = attention.prepare(batch, HEADS, HEADS, self._cache)
         call.query.copy_(call.written)
         layers = self._calls(kind)

@@ -51,9 +51,10 @@ def summary(cases: Sequence[Case], predictions: Predictions) -> str:
     if skipped:
         parts += ["Not emulated:", "\n".join(skipped)]
     grouped = groups(cases)
-    if ranked := rankings(grouped, emulated):
-        totals = _ranking_totals(cases, grouped, predictions)
-        parts += ["## Ranking", RANKING_NOTE, totals, _rankings(ranked)]
+    ranked = {predictor: rankings(grouped, by_case) for predictor, by_case in predictions.items()}
+    if ranked[EMULATED]:
+        totals = _ranking_totals(ranked, cases, emulated)
+        parts += ["## Ranking", RANKING_NOTE, totals, _rankings(ranked[EMULATED])]
     for predictor, by_case in predictions.items():
         if predictor != EMULATED:
             known = [case for case in cases if case.name in by_case and not by_case[case.name].skipped]
@@ -152,19 +153,17 @@ def _by_case(cases: Sequence[Case], predictions: Mapping[str, Prediction]) -> st
 
 
 def _ranking_totals(
-    cases: Sequence[Case], grouped: Sequence[Sequence[Case]], predictions: Predictions
+    ranked: Mapping[str, Sequence[Sequence[Ranking]]],
+    cases: Sequence[Case],
+    emulated: Mapping[str, Prediction],
 ) -> str:
     often = groups([case for case in cases if len(case.runs) >= LEAST_REPEATS])
     repeats = list(rankings_by_repeats(often))
     rows = [
-        _ranking_total("**emulation**", [rankings(grouped, predictions[EMULATED])]),
-        _ranking_total("emulation, cases measured three times", [rankings(often, predictions[EMULATED])]),
+        _ranking_total("**emulation**", [ranked[EMULATED]]),
+        _ranking_total("emulation, cases measured three times", [rankings(often, emulated)]),
         _ranking_total("one more real run, same cases", repeats),
-        *(
-            _ranking_total(predictor, [rankings(grouped, by_case)])
-            for predictor, by_case in predictions.items()
-            if predictor != EMULATED
-        ),
+        *(_ranking_total(predictor, [found]) for predictor, found in ranked.items() if predictor != EMULATED),
     ]
     header = [
         "ranked by",
