@@ -55,7 +55,8 @@ class PowerModel:
     gemm_bytes_w: float
     attention_bytes_w: float
     moves_w: float
-    other_w: float
+    other_w: float  # of a long one
+    other_latency_us: float  # of any; the GPU does little meanwhile
     gemm_sensitivity: float
     gemm_bound: float
     fp8_sensitivity: float
@@ -82,6 +83,11 @@ class PowerModel:
     def attention(self, flops_share: float, bytes_share: float) -> tuple[float, float]:
         power_w = self.idle_w + self.flops_w * flops_share + self.attention_bytes_w * bytes_share
         return power_w, self.attention_sensitivity
+
+    def other(self, duration_us: float) -> float:
+        """Power in W of a kernel that is neither."""
+        busy_share = max(0.0, 1.0 - self.other_latency_us / duration_us) if duration_us else 0.0
+        return self.idle_w + (self.other_w - self.idle_w) * busy_share
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,9 @@
 
     python -m revati.profile.clock gpu=h200 [out=kernel_db]
 
-Runs the products and the attention of a 7B model's 32 layers, without an engine in between, from a cool
-start: one kind of step for seconds, after pauses, and in turns. Writes ``<out>/gpu=NAME/clock.json`` for
-`revati.profile.power_fit`.
+Runs the products and the attention of 32 layers, of a 7B model's and of an 8B one's with grouped queries,
+without an engine in between, from a cool start: one kind of step for seconds, after pauses, and in turns.
+Writes ``<out>/gpu=NAME/clock.json`` for `revati.profile.power_fit`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,35 @@ from typing import Any, NamedTuple
 
 from revati.profile.gpu_state import query_gpu
 
-LAYERS, HIDDEN, INTERMEDIATE, HEADS = 32, 4096, 11008, 32
-# Of a layer's products: outputs and inputs.
-PRODUCTS = ((3 * HIDDEN, HIDDEN), (HIDDEN, HIDDEN), (2 * INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE))
+LAYERS, HEAD_DIM = 32, 128
 FILE = "clock.json"
 COOL_S = 3.0  # after so long without work the clock is back at its maximum
 SAMPLE_MS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What a layer's products and attention are of."""
+
+    hidden: int
+    intermediate: int
+    q_heads: int
+    kv_heads: int
+
+    @property
+    def products(self) -> tuple[tuple[int, int], ...]:
+        """Outputs and inputs of each: query, key and value; attention's output; gate and up; down."""
+        queries, keys = self.q_heads * HEAD_DIM, self.kv_heads * HEAD_DIM
+        return (
+            (queries + 2 * keys, self.hidden),
+            (self.hidden, queries),
+            (2 * self.intermediate, self.hidden),
+            (self.hidden, self.intermediate),
+        )
+
+
+PLAIN = Layer(4096, 11008, 32, 32)  # Llama 2 7B's
+GROUPED = Layer(4096, 14336, 32, 8)  # Llama 3.1 8B's
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +67,8 @@ class Kind:
     attention: bool = True
     products: str | None = "bfloat16"  # their precision
     small: bool = False  # norms and the activation
+    layer: Layer = PLAIN
+    shared_tokens: int = 0  # of all contexts, in the same blocks
 
     PROMPT_TOKENS = 1024
 
@@ -58,6 +83,11 @@ class Kind:
             draw.randint(self.mean_context - spread, self.mean_context + spread) for _ in range(self.decodes)
         ]
         return decodes + [self.PROMPT_TOKENS] * self.prompts
+
+    @property
+    def sharing(self) -> tuple[int, int]:
+        """Groups of contexts that begin alike, and with how many tokens."""
+        return int(self.shared_tokens > 0), self.shared_tokens
 
 
 KINDS = {
@@ -75,6 +105,17 @@ KINDS = {
     "small8192": Kind(prompts=8, attention=False, products=None, small=True),
     "fp8_products2048": Kind(prompts=2, attention=False, products="float8_e4m3"),
     "fp8_products4096": Kind(prompts=4, attention=False, products="float8_e4m3"),
+    "grouped200x300": Kind(200, 300, layer=GROUPED),
+    "grouped100x350": Kind(100, 350, layer=GROUPED),
+    "grouped24x400": Kind(24, 400, layer=GROUPED),
+    "grouped_attention200x300": Kind(200, 300, products=None, layer=GROUPED),
+    "grouped_products200": Kind(200, 300, attention=False, layer=GROUPED),
+    "grouped_products100": Kind(100, 350, attention=False, layer=GROUPED),
+    "grouped_products24": Kind(24, 400, attention=False, layer=GROUPED),
+    "grouped_attention64x2200": Kind(64, 2200, products=None, layer=GROUPED),
+    "alike_attention64x2200": Kind(64, 2200, products=None, layer=GROUPED, shared_tokens=2048),
+    "small200": Kind(200, 300, attention=False, products=None, small=True),
+    "grouped_whole200x300": Kind(200, 300, small=True, layer=GROUPED),
 }
 
 
@@ -144,12 +185,14 @@ class Runner:
     def __init__(self) -> None:
         from revati.profile import attention, gemm
 
-        self._cache = attention.Cache(HEADS)
+        layers = {kind.layer for kind in KINDS.values()}
+        self._caches = {layer: attention.Cache(layer.kv_heads) for layer in layers}
         self._products = {dtype: gemm.product(dtype) for dtype in ("bfloat16", "float8_e4m3")}
         pools = {dtype: gemm.Weights(dtype) for dtype in self._products}
         self._weights = {
-            dtype: [tuple(pool.next(n, k) for n, k in PRODUCTS) for _ in range(LAYERS)]
+            (layer, dtype): [tuple(pool.next(n, k) for n, k in layer.products) for _ in range(LAYERS)]
             for dtype, pool in pools.items()
+            for layer in layers
         }
         self._steps = {name: self._step(kind) for name, kind in KINDS.items()}
         for step in self._steps.values():
@@ -207,8 +250,9 @@ class Runner:
         from revati.profile.attention_batches import Batch, mode_of
 
         query_lens = tuple(kind.query_lens)
-        batch = Batch(mode_of(query_lens), query_lens, tuple(kind.context_lens))
-        call = attention.prepare(batch, HEADS, HEADS, self._cache)
+        batch = Batch(mode_of(query_lens), query_lens, tuple(kind.context_lens), *kind.sharing)
+        cache = self._caches[kind.layer]
+        call = attention.prepare(batch, kind.layer.q_heads, kind.layer.kv_heads, cache)
         call.query.copy_(call.written)
         layers = self._calls(kind)
 
@@ -218,7 +262,7 @@ class Runner:
                     launch()
                 begin.record()
                 if kind.attention:
-                    call.launch(self._cache, i % len(call.tables))
+                    call.launch(cache, i % len(call.tables))
                 end.record()
                 for launch in after:
                     launch()
@@ -230,13 +274,13 @@ class Runner:
         from revati.profile.gemm import random_input
 
         tokens = sum(kind.query_lens)
-        small = _small(tokens) if kind.small else []
+        small = _small(tokens, kind.layer) if kind.small else []
         if kind.products is None:
             return [([], small)] * LAYERS
         product = self._products[kind.products]
-        inputs = [random_input(tokens, k, kind.products) for _, k in PRODUCTS]
+        inputs = [random_input(tokens, k, kind.products) for _, k in kind.layer.products]
         layers = []
-        for weights in self._weights[kind.products]:
+        for weights in self._weights[kind.layer, kind.products]:
             calls: list[Call] = [
                 partial(product, x, weight) for x, weight in zip(inputs, weights, strict=True)
             ]
@@ -244,17 +288,17 @@ class Runner:
         return layers
 
 
-def _small(tokens: int) -> list[Call]:
+def _small(tokens: int, layer: Layer) -> list[Call]:
     """A layer's norms and its activation."""
     import torch
     from vllm import _custom_ops
 
     from revati.profile.gemm import random_input
 
-    x, residual = (random_input(tokens, HIDDEN, "bfloat16").clone() for _ in range(2))
-    weight = torch.ones(HIDDEN, dtype=torch.bfloat16, device="cuda")
-    gate_up = random_input(tokens, 2 * INTERMEDIATE, "bfloat16")
-    out = torch.empty(tokens, INTERMEDIATE, dtype=torch.bfloat16, device="cuda")
+    x, residual = (random_input(tokens, layer.hidden, "bfloat16").clone() for _ in range(2))
+    weight = torch.ones(layer.hidden, dtype=torch.bfloat16, device="cuda")
+    gate_up = random_input(tokens, 2 * layer.intermediate, "bfloat16")
+    out = torch.empty(tokens, layer.intermediate, dtype=torch.bfloat16, device="cuda")
     norm = partial(_custom_ops.fused_add_rms_norm, x, residual, weight, 1e-5)
     return [norm, norm, partial(torch.ops._C.silu_and_mul, out, gate_up)]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import bisect
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
@@ -24,10 +24,11 @@ from scipy.optimize import least_squares  # type: ignore[import-untyped]
 
 from revati import paths
 from revati.interception.gpu import GpuDescription, PowerModel, load_gpu
-from revati.profile.clock import FILE, HIDDEN, INTERMEDIATE, KINDS, LAYERS, PRODUCTS, Course, Kind, Step, read
+from revati.profile.clock import FILE, HEAD_DIM, KINDS, LAYERS, Course, Kind, Layer, Step, read
 from revati.timing import db
 from revati.timing.estimate import Estimate, RankShape
 from revati.timing.power import demand
+from revati.timing.sharing import Beginnings
 from revati.timing.timer import KernelTimer
 
 # Parameter → bounds; the others of `PowerModel` stay.
@@ -46,7 +47,7 @@ KERNELS = {
     "attention_sensitivity": (0.0, 1.0),
 }
 PRIOR = 0.02  # how many residuals' worth a parameter's doubling is; keeps what no course tells where it is
-SHAPE = RankShape(HIDDEN, INTERMEDIATE, 32, 32, 128, 32000, 32)
+VOCABULARY = 32000
 CHUNKS = 4  # of a step's layers, that run at one clock
 # Seconds since the last rest.  Periods count alike, however many steps they have.
 PERIODS_S = (0.045, 0.075, 0.12, 0.2, 0.4, 0.8, 1.2, 2.0)
@@ -60,29 +61,34 @@ def layer(timer: KernelTimer, kind: Kind) -> tuple[list[Estimate], list[Estimate
     """A layer's attention kernels and products, at full clock."""
     attention, products = [], []
     if kind.attention:
-        main, combine = timer.attention(np.array(kind.query_lens), np.array(kind.context_lens))
+        count = len(kind.query_lens)
+        alike = Beginnings([0] * count, [kind.shared_tokens] * count) if kind.shared_tokens else None
+        batch = np.array(kind.query_lens), np.array(kind.context_lens)
+        main, combine = timer.attention(*batch, beginnings=alike)
         attention = [main, combine._replace(kind="other", flops=0.0)]
     if kind.products:
         tokens = sum(kind.query_lens)
-        products = [timer.gemm(tokens, n, k, kind.products, "bfloat16") for n, k in PRODUCTS]
+        products = [timer.gemm(tokens, n, k, kind.products, "bfloat16") for n, k in kind.layer.products]
     return attention, products
 
 
 class Part(NamedTuple):
-    """A layer's attention or its products: time at full clock, what of it follows the clock, energy."""
+    """A layer's attention or its products: time at full clock, what of it follows the clock, energy; gaps."""
 
     us: float
     sensitive_us: float
     energy_uj: float
+    gaps_us: float = 0.0
 
     @classmethod
-    def of(cls, gpu: GpuDescription, kernels: list[Estimate]) -> Part:
+    def of(cls, gpu: GpuDescription, kernels: list[Estimate], gap_us: float = 0.0) -> Part:
         us = [one.duration_us for one in kernels]
         needs = [demand(gpu, one) for one in kernels]
         return cls(
             sum(us),
             sum(t * sensitivity for t, (_, sensitivity) in zip(us, needs, strict=True)),
             sum(t * watts for t, (watts, _) in zip(us, needs, strict=True)),
+            gap_us * len(kernels),
         )
 
 
@@ -122,8 +128,10 @@ def follow(power: PowerModel, parts: dict[str, tuple[Part, Part]], course: Cours
                 if part.us:
                     stretches.append(averages.stretch)
                     us = (part.us + part.sensitive_us * (stretches[-1] - 1.0)) * LAYERS / CHUNKS
-                    averages.draw(part.energy_uj / part.us, us)
-                    ms[i] += us / 1e3
+                    gaps_us = part.gaps_us * LAYERS / CHUNKS
+                    watts = (part.energy_uj / part.us * us + power.idle_w * gaps_us) / (us + gaps_us)
+                    averages.draw(watts, us + gaps_us)
+                    ms[i] += (us + gaps_us) / 1e3
         found.append(Predicted(ms[0], ms[1], sum(stretches) / len(stretches)))
         end_ms = step.at_ms + step.step_ms
     return found
@@ -193,24 +201,33 @@ def less_level(found: list[Residual]) -> list[Residual]:
 class Fit:
     """Residuals of parameters, and the parameters that make them small."""
 
-    def __init__(self, gpu: GpuDescription, timer: KernelTimer, courses: list[Course]) -> None:
+    def __init__(
+        self, gpu: GpuDescription, timers: Mapping[Layer, KernelTimer], courses: list[Course]
+    ) -> None:
         assert gpu.power is not None
         self._gpu, self._start = gpu, gpu.power
         self._small_w = [
             step.power_w
             for course in courses
             for step in course.steps
-            if KINDS[step.kind].small and step.power_w and step.at_ms > SETTLED_MS
+            if KINDS[step.kind].small
+            and KINDS[step.kind].prompts
+            and step.power_w
+            and step.at_ms > SETTLED_MS
         ]
         self._courses = [one for one in courses if not any(KINDS[step.kind].small for step in one.steps)]
         used = sorted(
             {step.kind for course in courses for step in course.steps if not KINDS[step.kind].small}
         )
-        self._layers = {kind: layer(timer, KINDS[kind]) for kind in used}
+        self._layers = {kind: layer(timers[KINDS[kind].layer], KINDS[kind]) for kind in used}
+        self._gap_us = next(iter(timers.values())).launch_gap_us
 
     def residuals(self, power: PowerModel) -> list[Residual]:
         gpu = replace(self._gpu, power=power)
-        parts = {kind: (Part.of(gpu, a), Part.of(gpu, p)) for kind, (a, p) in self._layers.items()}
+        parts = {
+            kind: (Part.of(gpu, a, self._gap_us), Part.of(gpu, p, self._gap_us))
+            for kind, (a, p) in self._layers.items()
+        }
         return less_level(
             [
                 one
@@ -246,14 +263,23 @@ def root_mean_square(found: Iterable[Residual]) -> float:
     return math.sqrt(sum((one.weight * one.value) ** 2 for one in found) / total)
 
 
+def timers_of(gpu: str) -> dict[Layer, KernelTimer]:
+    """The kernels of each layer that steps are of."""
+
+    def timer(of: Layer) -> KernelTimer:
+        sizes = of.hidden, of.intermediate, of.q_heads, of.kv_heads
+        return KernelTimer(paths.kernel_db_dir(), gpu, RankShape(*sizes, HEAD_DIM, VOCABULARY, LAYERS))
+
+    return {of: timer(of) for of in {kind.layer for kind in KINDS.values()}}
+
+
 def main(arguments: list[str]) -> int:
     gpu = next((a.removeprefix("gpu=") for a in arguments if a.startswith("gpu=")), "h200")
     description = load_gpu(gpu)
     if description.power is None:
         print(f"conf/gpu/{gpu}.yaml has no power: block to start from", file=sys.stderr)
         return 2
-    timer = KernelTimer(paths.kernel_db_dir(), gpu, SHAPE)
-    fit = Fit(description, timer, read(db.partition(paths.kernel_db_dir(), gpu) / FILE))
+    fit = Fit(description, timers_of(gpu), read(db.partition(paths.kernel_db_dir(), gpu) / FILE))
     fitted = fit.fit()
     before, after = fit.residuals(description.power), fit.residuals(fitted)
     print(f"{'root mean square by course':30} {'present':>8} {'fitted':>8}")

@@ -35,7 +35,8 @@ class Sample:
         batch = Beginnings([at % row["n"] for at in range(requests)], [row["k"]] * requests)
         l2_tokens = limits.l2_bytes / token_bytes(row["num_kv_heads"], row["head_dim"], row["dtype"])
         decodes, at_a_time = max(row["query_lens"]) == 1, limits.sm_count / row["num_kv_heads"]
-        return 1.0 - fit.saved(batch, np.array(row["context_lens"]), decodes, at_a_time, l2_tokens)
+        share = fit.found_share(batch, np.array(row["context_lens"]), at_a_time, l2_tokens)
+        return 1.0 - fit.saved(share, decodes)
 
 
 def fit_sharing(rows: Sequence[Row], limits: GpuLimits) -> SharingFit:

@@ -20,9 +20,10 @@ class Estimate(NamedTuple):
     ``rel_std`` is the expected relative error (one standard deviation) of ``duration_us``, at the GPU's full
     clock; ``kind`` is the kernel family (``gemm``, ``attention``, ``norm``, …).  ``flops`` and ``nbytes`` are
     the work that is done, on operands of ``dtype``, for kernels heavy enough to meet the power limit (see
-    `power`).  ``launches`` is how many places of the GPU's launch queue the operation takes, ``std_us`` the
-    standard deviation of its time from one launch to the next, ``crowded`` how many times as long it takes
-    beside a broadcast that waits for its source.
+    `power`); a byte from L2 counts as its share of the energy of one from memory.  ``launches`` is how many
+    places of the GPU's launch queue the operation takes, ``std_us`` the standard deviation of its time from
+    one launch to the next, ``crowded`` how many times as long it takes beside a broadcast that waits for its
+    source.
 
     A tuple, because every engine step makes some, and a frozen dataclass takes four times as long.
     """

@@ -17,7 +17,8 @@ def demand(gpu: GpuDescription, estimate: Estimate) -> tuple[float, float]:
     if not estimate.flops or not estimate.duration_us:
         if estimate.kind in MOVES:
             return model.moves_w, 0.0
-        return model.other_w, model.quant_sensitivity if estimate.kind == "quant" else model.other_sensitivity
+        sensitivity = model.quant_sensitivity if estimate.kind == "quant" else model.other_sensitivity
+        return model.other(estimate.duration_us), sensitivity
     fp8 = estimate.dtype in FP8
     tflops = gpu.fp8_tflops if fp8 and gpu.fp8_tflops else gpu.bf16_tflops
     flops_share = min(1.0, estimate.flops / (estimate.duration_us * tflops * 1e6))

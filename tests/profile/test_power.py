@@ -9,9 +9,8 @@ import pytest
 
 from revati import paths
 from revati.interception.gpu import PowerModel, load_gpu
-from revati.profile.clock import FILE, KINDS, Course, Samples, Step, plans, read, write
+from revati.profile.clock import FILE, KINDS, PLAIN, Course, Layer, Samples, Step, plans, read, write
 from revati.profile.power_fit import (
-    SHAPE,
     Averages,
     Fit,
     Part,
@@ -20,6 +19,7 @@ from revati.profile.power_fit import (
     layer,
     less_level,
     root_mean_square,
+    timers_of,
 )
 from revati.timing import db
 from revati.timing.timer import KernelTimer
@@ -30,15 +30,16 @@ POWER = GPU.power
 
 
 @pytest.fixture(scope="module")
-def timer() -> KernelTimer:
-    return KernelTimer(paths.kernel_db_dir(), "h200", SHAPE)
+def timers() -> dict[Layer, KernelTimer]:
+    return timers_of("h200")
 
 
-def course_of(timer: KernelTimer, kind: str, power: PowerModel, seconds: float = 1.0) -> Course:
+def course_of(timers: dict[Layer, KernelTimer], kind: str, power: PowerModel, seconds: float = 1.0) -> Course:
     """What a GPU that behaves as the model would be measured to do, rests of half a second in between."""
     gpu = replace(GPU, power=power)
-    attention, products = layer(timer, KINDS[kind])
-    parts = {kind: (Part.of(gpu, attention), Part.of(gpu, products))}
+    timer = timers[KINDS[kind].layer]
+    attention, products = (Part.of(gpu, part, timer.launch_gap_us) for part in layer(timer, KINDS[kind]))
+    parts = {kind: (attention, products)}
     course, at_ms = Course(kind, "modelled"), 0.0
     while at_ms < seconds * 1e3:
         course.steps.append(Step(kind, at_ms, 0.0, 0.0))
@@ -80,13 +81,13 @@ def test_peaks_are_cut_before_the_average_is() -> None:
     assert averages.stretch == 1.0
 
 
-def test_the_fit_finds_the_parameters_behind_the_courses(timer: KernelTimer) -> None:
+def test_the_fit_finds_the_parameters_behind_the_courses(timers: dict[Layer, KernelTimer]) -> None:
     truth = replace(POWER, flops_w=1400.0, attention_sensitivity=0.4)
     courses = [
-        course_of(timer, kind, truth)
+        course_of(timers, kind, truth)
         for kind in ("prompts2048", "mixed1072", "attention200x1090", "products200")
     ]
-    fit = Fit(GPU, timer, courses)
+    fit = Fit(GPU, timers, courses)
     assert root_mean_square(fit.residuals(truth)) < 1e-6
     before = root_mean_square(fit.residuals(POWER))
     fitted = fit.fit()
@@ -94,10 +95,12 @@ def test_the_fit_finds_the_parameters_behind_the_courses(timer: KernelTimer) -> 
     assert fitted.attention_sensitivity == pytest.approx(0.4, rel=0.1)
 
 
-def test_a_card_that_is_slower_at_any_clock_says_little_of_the_power(timer: KernelTimer) -> None:
-    course = course_of(timer, "products200", POWER)
+def test_a_card_that_is_slower_at_any_clock_says_little_of_the_power(
+    timers: dict[Layer, KernelTimer],
+) -> None:
+    course = course_of(timers, "products200", POWER)
     slower = replace(course, steps=[step._replace(step_ms=1.03 * step.step_ms) for step in course.steps])
-    layers = {"products200": layer(timer, KINDS["products200"])}
+    layers = {"products200": layer(timers[PLAIN], KINDS["products200"])}
     parts = {kind: (Part.of(GPU, a), Part.of(GPU, p)) for kind, (a, p) in layers.items()}
     found = compare(slower, follow(POWER, parts, slower), GPU.sm_clock_mhz)
     times = [one for one in less_level(found) if one.what != "clock"]
@@ -105,10 +108,10 @@ def test_a_card_that_is_slower_at_any_clock_says_little_of_the_power(timer: Kern
     assert max(abs(one.value) for one in times if one.course != "level") < 0.01
 
 
-def test_steps_before_a_course_is_judged_only_warm_the_gpu(timer: KernelTimer) -> None:
-    course = course_of(timer, "products200", POWER)
+def test_steps_before_a_course_is_judged_only_warm_the_gpu(timers: dict[Layer, KernelTimer]) -> None:
+    course = course_of(timers, "products200", POWER)
     late = replace(course, judged_from_ms=course.steps[len(course.steps) // 2].at_ms)
-    parts = {"products200": tuple(Part.of(GPU, part) for part in layer(timer, KINDS["products200"]))}
+    parts = {"products200": tuple(Part.of(GPU, part) for part in layer(timers[PLAIN], KINDS["products200"]))}
     predicted = follow(POWER, parts, course)  # type: ignore[arg-type]
     assert (
         0
@@ -123,7 +126,7 @@ def test_the_shipped_parameters_explain_the_shipped_measurements(gpu: str, unexp
     assert description.power is not None
     fit = Fit(
         description,
-        KernelTimer(paths.kernel_db_dir(), gpu, SHAPE),
+        timers_of(gpu),
         read(db.partition(paths.kernel_db_dir(), gpu) / FILE),
     )
     assert root_mean_square(fit.residuals(description.power)) < unexplained

@@ -45,7 +45,8 @@ def test_others_find_it_in_l2_unless_too_much_was_read_in_between() -> None:
 
 def test_steps_with_prompts_save_less() -> None:
     batch = Beginnings([7] * 4, [80] * 4)
-    decodes, mixed = (FIT.saved(batch, np.full(4, 100), alone, 1e9, 1e9) for alone in (True, False))
+    share = FIT.found_share(batch, np.full(4, 100), 1e9, 1e9)
+    decodes, mixed = (FIT.saved(share, alone) for alone in (True, False))
     assert decodes == pytest.approx(0.3 * 0.6)
     assert mixed == pytest.approx(0.1 * 0.6)
 
@@ -61,11 +62,8 @@ def test_what_was_measured_is_fitted(limits: GpuLimits, tmp_path: Path) -> None:
             contexts, shared = [context] * len(query), context - 100
             batch = Beginnings([at % max(1, groups) for at in range(len(query))], [shared] * len(query))
             l2_tokens = limits.l2_bytes / token_bytes(heads, 128, "bfloat16")
-            saved = (
-                FIT.saved(batch, np.array(contexts), not prompt, limits.sm_count / heads, l2_tokens)
-                if groups
-                else 0.0
-            )
+            share = FIT.found_share(batch, np.array(contexts), limits.sm_count / heads, l2_tokens)
+            saved = FIT.saved(share, not prompt) if groups else 0.0
             rows.append(
                 {"num_q_heads": heads, "num_kv_heads": heads, "head_dim": 128, "dtype": "bfloat16"}
                 | {"query_lens": query, "context_lens": contexts, "n": groups, "k": shared}

@@ -85,9 +85,10 @@ def test_small_kernels_follow_the_clock_and_moves_do_not() -> None:
     def sensitivity(kind: str) -> float:
         return demand(gpu, Estimate(3.0, "measured", 0.0, kind))[1]
 
-    def watts(kind: str) -> float:
-        return demand(gpu, Estimate(3.0, "measured", 0.0, kind))[0]
+    def watts(kind: str, us: float = 300.0) -> float:
+        return demand(gpu, Estimate(us, "measured", 0.0, kind))[0]
 
     assert 1 > sensitivity("quant") > sensitivity("norm") == sensitivity("kv_write") > 0
     assert sensitivity("copy") == sensitivity("memset") == sensitivity("collective") == 0
     assert watts("norm") > watts("copy") == watts("collective") > gpu.power.idle_w
+    assert watts("norm") > watts("norm", us=3.0) > watts("norm", us=2.0) == gpu.power.idle_w

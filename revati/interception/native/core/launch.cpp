@@ -138,7 +138,11 @@ ns_t run_at(int device, ns_t start, const Demand &demand, ns_t gaps, ns_t crowde
     crowding += most * std::min(1.0, static_cast<double>(crowded_until - start) / whole);
     stretched *= crowding;
   }
-  if (demand.ns > 0) draw(state, demand.joules_e9 / (demand.ns * crowding), stretched);
+  if (demand.ns > 0) {
+    const double whole = stretched + static_cast<double>(gaps);
+    const double joules_e9 = demand.joules_e9 / (demand.ns * crowding) * stretched + power.idle_w * static_cast<double>(gaps);
+    draw(state, joules_e9 / whole, whole);
+  }
   const ns_t end = start + static_cast<ns_t>(stretched) + gaps;
   state.until = std::max(state.until, end);
   return end;
