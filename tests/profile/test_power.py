@@ -9,7 +9,7 @@ import pytest
 
 from revati import paths
 from revati.interception.gpu import PowerModel, load_gpu
-from revati.profile.clock import FILE, KINDS, PLAIN, Course, Layer, Samples, Step, plans, read, write
+from revati.profile.clock import FILE, KINDS, Course, Layer, Samples, Step, plans, read, write
 from revati.profile.power_fit import (
     Averages,
     Fit,
@@ -34,12 +34,17 @@ def timers() -> dict[Layer, KernelTimer]:
     return timers_of("h200")
 
 
+def parts_of(
+    timers: dict[Layer, KernelTimer], kind: str, power: PowerModel = POWER
+) -> dict[str, tuple[Part, Part]]:
+    timer, gpu = timers[KINDS[kind].layer], replace(GPU, power=power)
+    attention, products = (Part.of(gpu, part, timer.launch_gap_us) for part in layer(timer, KINDS[kind]))
+    return {kind: (attention, products)}
+
+
 def course_of(timers: dict[Layer, KernelTimer], kind: str, power: PowerModel, seconds: float = 1.0) -> Course:
     """What a GPU that behaves as the model would be measured to do, rests of half a second in between."""
-    gpu = replace(GPU, power=power)
-    timer = timers[KINDS[kind].layer]
-    attention, products = (Part.of(gpu, part, timer.launch_gap_us) for part in layer(timer, KINDS[kind]))
-    parts = {kind: (attention, products)}
+    parts = parts_of(timers, kind, power)
     course, at_ms = Course(kind, "modelled"), 0.0
     while at_ms < seconds * 1e3:
         course.steps.append(Step(kind, at_ms, 0.0, 0.0))
@@ -100,9 +105,7 @@ def test_a_card_that_is_slower_at_any_clock_says_little_of_the_power(
 ) -> None:
     course = course_of(timers, "products200", POWER)
     slower = replace(course, steps=[step._replace(step_ms=1.03 * step.step_ms) for step in course.steps])
-    layers = {"products200": layer(timers[PLAIN], KINDS["products200"])}
-    parts = {kind: (Part.of(GPU, a), Part.of(GPU, p)) for kind, (a, p) in layers.items()}
-    found = compare(slower, follow(POWER, parts, slower), GPU.sm_clock_mhz)
+    found = compare(slower, follow(POWER, parts_of(timers, "products200"), slower), GPU.sm_clock_mhz)
     times = [one for one in less_level(found) if one.what != "clock"]
     assert [one.value for one in times if one.course == "level"] == [pytest.approx(0.0296, rel=0.3)]
     assert max(abs(one.value) for one in times if one.course != "level") < 0.01
@@ -111,8 +114,7 @@ def test_a_card_that_is_slower_at_any_clock_says_little_of_the_power(
 def test_steps_before_a_course_is_judged_only_warm_the_gpu(timers: dict[Layer, KernelTimer]) -> None:
     course = course_of(timers, "products200", POWER)
     late = replace(course, judged_from_ms=course.steps[len(course.steps) // 2].at_ms)
-    parts = {"products200": tuple(Part.of(GPU, part) for part in layer(timers[PLAIN], KINDS["products200"]))}
-    predicted = follow(POWER, parts, course)  # type: ignore[arg-type]
+    predicted = follow(POWER, parts_of(timers, "products200"), course)
     assert (
         0
         < len(compare(late, predicted, GPU.sm_clock_mhz))
