@@ -39,7 +39,7 @@ WAKE, WAKE_REQUESTS = "wake", 8
 # Phases that every engine's core runs itself, by which the phases that no log shows are scaled.
 COMMON = ("schedule", "update")
 # What one engine's steps are of; those that no log shows are to the others as on the median of all machines.
-GRAPHED = ("compiled", "full", "piecewise")
+STEPS_OF = {"vllm": ("compiled", "full", "piecewise"), "sglang": ("eager", "full", "piecewise")}
 TYPICAL = "rented_xeon"
 TYPICAL_REQUESTS, TYPICAL_TOKENS, TYPICAL_LAYERS = 16, 500, 32
 
@@ -86,25 +86,26 @@ def calibrated(case: Case, default: str, out: Path) -> CalibratedHost | None:
     found = calibrate(runs, base, beside) if runs or beside else None
     if found is None:
         return None
-    if case.description["engine"] == "vllm":
-        found = with_typical_kinds(found, case.description)
+    found = with_typical_kinds(found, case.description)
     return CalibratedHost(found.write(out / f"{case.name}.yaml"), found.base, found.runs)
 
 
 def with_typical_kinds(found: Calibration, description: Mapping[str, Any]) -> Calibration:
     """Add kinds of steps that no log shows, relative to the shown ones as on the typical machine."""
+    engine: str = description["engine"]
+    table = unslowed(name_for(TYPICAL, engine))
 
     def typical(phase: str, kind: str) -> float:
         ranks = ranks_of(phase, description)
         step = phase, kind, TYPICAL_REQUESTS, TYPICAL_TOKENS, 1, TYPICAL_LAYERS, ranks
-        return unslowed(TYPICAL).phase_us(*step) / unslowed(found.base).phase_us(*step)
+        return table.phase_us(*step) / unslowed(found.base).phase_us(*step)
 
     by_phase: dict[str, Mapping[str, float]] = {}
     for phase, kinds in found.by_phase.items():
-        relative = [kinds[kind] / typical(phase, kind) for kind in GRAPHED if kind in kinds]
+        relative = [kinds[kind] / typical(phase, kind) for kind in STEPS_OF[engine] if kind in kinds]
         by_phase[phase] = kinds
         if relative:
-            known = {kind: round(fmean(relative) * typical(phase, kind), 4) for kind in GRAPHED}
+            known = {kind: round(fmean(relative) * typical(phase, kind), 4) for kind in STEPS_OF[engine]}
             by_phase[phase] = known | dict(kinds)
     return replace(found, by_phase=by_phase)
 
