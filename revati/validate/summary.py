@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from revati.validate.elsewhere import measured_elsewhere, other_machine_error_pct
 from revati.validate.errors import (
     chance_beyond,
     chance_inside,
@@ -31,7 +32,8 @@ the emulated runs; with `emulate=0` only this page, from the runs stored beside 
 
 An error is (predicted − measured) / measured in percent; measured is the median of a case's repeats. *Noise*
 is the error that one more real run would have: each repeat against the median of the others. It exists only
-for cases that were repeated."""
+for cases that were repeated. *Another real machine*: the error of predicting a case by the same deployment's
+runs under the same requests on another machine with the same GPUs and CPUs."""
 
 
 def summary(cases: Sequence[Case], predictions: Predictions) -> str:
@@ -129,6 +131,11 @@ def _totals(cases: Sequence[Case], predictions: Predictions) -> str:
         ]
         rows.append(["repeated cases beyond the worst allowed", *beyond])
         rows.append(["one more real run: beyond", *likely])
+    if elsewhere := measured_elsewhere(cases):
+        moved = [case for case in cases if case.name in elsewhere]
+        rows.append(means("cases measured on several machines", moved, emulated))
+        errors = [[other_machine_error_pct(case, elsewhere, c.metric) for case in moved] for c in COLUMNS]
+        rows.append(["another real machine, same cases", *(number(_mean(values)) for values in errors)])
     rows += [
         means(predictor, cases, by_case)
         for predictor, by_case in predictions.items()
