@@ -24,7 +24,7 @@ from scipy.optimize import least_squares  # type: ignore[import-untyped]
 
 from revati import paths
 from revati.interception.gpu import GpuDescription, PowerModel, load_gpu
-from revati.profile.clock import FILE, HEAD_DIM, KINDS, LAYERS, Course, Kind, Layer, Step, read
+from revati.profile.clock_courses import FILE, HEAD_DIM, KINDS, LAYERS, Course, Kind, Layer, Step, read
 from revati.timing import db
 from revati.timing.estimate import Estimate, RankShape
 from revati.timing.power import demand

@@ -9,7 +9,8 @@ import pytest
 
 from revati import paths
 from revati.interception.gpu import PowerModel, load_gpu
-from revati.profile.clock import FILE, KINDS, Course, Layer, Samples, Step, plans, read, write
+from revati.profile.clock import Samples
+from revati.profile.clock_courses import FILE, KINDS, Course, Layer, Step, plans, read, write
 from revati.profile.power_fit import (
     Averages,
     Fit,

@@ -12,7 +12,7 @@ from revati.interception.gpu import load_gpu
 from revati.timing import KernelTimer
 from revati.timing.attach import LaunchPricing, UnreadProductError
 from tests.doubles.core import ResolverCore
-from tests.timing.test_kernel_timer import LLAMA7B
+from tests.timing.database import LLAMA7B
 
 # Of SGLang's FP8, of weights alone in FP8, of operands in int8.
 UNREAD = (

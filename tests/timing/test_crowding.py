@@ -13,8 +13,7 @@ from revati.timing import KernelTimer
 from revati.timing.attach import LaunchPricing
 from revati.timing.crowding import Crowded, CrowdingModel
 from tests.doubles.core import ResolverCore
-from tests.timing.database import SHAPE, row, write
-from tests.timing.test_kernel_timer import LLAMA7B
+from tests.timing.database import LLAMA7B, SHAPE, row, write
 
 MODEL = CrowdingModel(
     [
