@@ -55,8 +55,8 @@ class PowerModel:
     gemm_bytes_w: float
     attention_bytes_w: float
     moves_w: float
-    other_w: float  # of a long one
-    other_latency_us: float  # of any; the GPU does little meanwhile
+    other_w: float  # of the kernels that are left, beyond
+    other_latency_us: float  # what each of them takes at least, when it draws little
     gemm_sensitivity: float
     gemm_bound: float
     fp8_sensitivity: float
@@ -85,7 +85,7 @@ class PowerModel:
         return power_w, self.attention_sensitivity
 
     def other(self, duration_us: float) -> float:
-        """Power in W of a kernel that is neither."""
+        """Power in W of a kernel that is neither a GEMM nor attention, nor moves data."""
         busy_share = max(0.0, 1.0 - self.other_latency_us / duration_us) if duration_us else 0.0
         return self.idle_w + (self.other_w - self.idle_w) * busy_share
 
