@@ -2,8 +2,9 @@
 
 Machines of one model differ in speed, and so do an engine's processes on one machine: by the cores that they
 landed on and by what runs beside them.  A calibration of a minute tells; here the step logs of what else the
-same engine served stand for it, and of what these do not show, those of engines like it on the same machine.
-The case itself is left out, and no latency is looked at.
+same engine served stand for it, and of what these do not show, those of engines like it: with its model on
+the same machine, with its model on others, with other models on the same one.  The case itself is left out,
+and no latency is looked at.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import yaml
 
 from revati.profile.sglang_pipeline_fit import TooFewTurnsError, pipeline_phases
-from revati.validate.calibration_runs import neighbours, others
+from revati.validate.calibration_runs import Neighbours, neighbours, others
 from revati.validate.host_comparison import (
     UNBLOCKED,
     Key,
@@ -42,6 +43,7 @@ COMMON = ("schedule", "update")
 STEPS_OF = {"vllm": ("compiled", "full", "piecewise"), "sglang": ("eager", "full", "piecewise")}
 TYPICAL = "rented_xeon"
 TYPICAL_REQUESTS, TYPICAL_TOKENS, TYPICAL_LAYERS = 16, 500, 32
+NO_NEIGHBOURS = Neighbours()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def calibrated(case: Case, default: str, out: Path) -> CalibratedHost | None:
         return _with_own_stages(case, base, out)
     runs = others(case)
     beside = neighbours(case, runs)
-    found = calibrate(runs, base, beside) if runs or beside else None
+    found = calibrate(runs, base, beside) if runs or beside.same_model or beside.other_models else None
     if found is None:
         return None
     found = with_typical_kinds(found, case.description)
@@ -126,24 +128,29 @@ def _with_own_stages(case: Case, base: str, out: Path) -> CalibratedHost | None:
     return CalibratedHost(path, base, names)
 
 
-def calibrate(runs: Sequence[Path], base: str, beside: Sequence[Sequence[Path]] = ()) -> Calibration | None:
+def calibrate(runs: Sequence[Path], base: str, beside: Neighbours = NO_NEIGHBOURS) -> Calibration | None:
     """Compare runs of one engine with a host table; None if their logs tell too little.
 
     Args:
         base: a table of conf/host, compared at slowdown 1.
-        beside: runs of other engines on the same machine, those that are most like it first: what the
-            engine's own do not show costs more or less than there as what both show does.
+        beside: what the engine's own runs do not show costs more or less than there as what both show does.
     """
-    logged = [pairs for one in (runs, *beside) if (pairs := joined(one, base))]
-    stalled, stall_us = stalls(logged[0] if logged else {})
+    logged = [joined(one, base) for one in (runs, beside.same_model, beside.other_models)]
+    stalled, stall_us = stalls(next((pairs for pairs in logged if pairs), {}))
     stalling = stalled >= STALLING
-    shown = [found for pairs in logged if (found := shown_by(pairs, stalling))]
-    common = [one for (phase, _), one in (shown[0] if shown else {}).items() if phase in COMMON]
+    own, same_model, other_models = (shown_by(pairs, stalling) for pairs in logged)
+    here = own or same_model or other_models
+    common = [one for (phase, _), one in here.items() if phase in COMMON]
     if not common:
         return None
+    elsewhere = {}
+    for group in beside.elsewhere:
+        shown = shown_by(joined(group, base), stalling)
+        if shown.keys() - own.keys() - same_model.keys() and _relative({**same_model, **own}, shown):
+            elsewhere[tuple(group)] = shown
     known: Mapping[Key, Shown] = {}
     usual: dict[str, float] = {}
-    for there in shown:
+    for there in ([own], [same_model], list(elsewhere.values()), [other_models]):
         known = _completed(known, there)
         usual = {phase: _mean(_of(known, phase).values()) for phase in _phases(known)} | usual
     by_phase, spread = {}, {}
@@ -155,19 +162,31 @@ def calibrate(runs: Sequence[Path], base: str, beside: Sequence[Sequence[Path]] 
     if stalling:
         wake_us = unslowed(base).phase_us(WAKE, UNBLOCKED, WAKE_REQUESTS)
         spread[WAKE] = {"any": [1.0, 1.0, 1.0, round(stalled, 4), round(1.0 + stall_us / wake_us, 3)]}
-    names = tuple(run.name for one in (runs, *beside) for run in one)
+    told = (runs, beside.same_model, *elsewhere, beside.other_models)
+    names = tuple(run.name for one in told for run in one)
     return Calibration(base, names, round(_mean(common), 4), by_phase, spread)
 
 
-def _completed(known: Mapping[Key, Shown], there: Mapping[Key, Shown]) -> dict[Key, Shown]:
-    """What is known of an engine, and of what isn't what others show, faster or slower by what both show."""
-    found = dict(known)
-    for phase in _phases(there):
-        mine, theirs = _of(known, phase), _of(there, phase)
-        relative = _relative(mine, theirs) or _relative(known, there) or 1.0
-        for kind in theirs.keys() - mine.keys():
-            found[phase, kind] = replace(theirs[kind], slowdown=relative * theirs[kind].slowdown)
-    return found
+def _completed(known: Mapping[Key, Shown], groups: Sequence[Mapping[Key, Shown]]) -> dict[Key, Shown]:
+    """What is known of an engine, and of what isn't what others show, faster or slower by what both show.
+
+    Args:
+        groups: of the others; the median of them tells.
+    """
+    told: dict[Key, list[Shown]] = {}
+    for there in groups:
+        for phase in _phases(there):
+            mine, theirs = _of(known, phase), _of(there, phase)
+            relative = _relative(mine, theirs) or _relative(known, there) or 1.0
+            for kind in theirs.keys() - mine.keys():
+                slowdown = relative * theirs[kind].slowdown
+                told.setdefault((phase, kind), []).append(replace(theirs[kind], slowdown=slowdown))
+    return {**known, **{key: _median(several) for key, several in told.items()}}
+
+
+def _median(several: Sequence[Shown]) -> Shown:
+    ordered = sorted(several, key=lambda one: one.slowdown)
+    return replace(ordered[len(ordered) // 2], slowdown=median(one.slowdown for one in ordered))
 
 
 def _phases(shown: Mapping[Key, Shown]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
@@ -22,25 +22,40 @@ def others(case: Case) -> list[Path]:
     return [run for run in _long_logs(case) if engine_of(describe(run)) in engines]
 
 
-def neighbours(case: Case, engines_own: Sequence[Path]) -> list[list[Path]]:
-    """Runs with a long step log of other engines on the case's machine, parallel in the same ways.
+class Neighbours(NamedTuple):
+    """Runs with a long step log of engines that are parallel in the same ways as another one.
 
-    Those that serve the case's model come first, the others after them: how much longer than a decode a
-    prefill takes to launch differs by a factor of 1.7 between models, between engines of one by 5 %.
+    How much longer than a decode a prefill takes to launch differs by a factor of 1.7 between models, on all
+    machines, and between engines of one model by 5 to 10 %.
+    """
+
+    same_model: Sequence[Path] = ()
+    elsewhere: Sequence[Sequence[Path]] = ()  # of the same model on other machines, by machine
+    other_models: Sequence[Path] = ()
+
+
+def neighbours(case: Case, engines_own: Sequence[Path]) -> Neighbours:
+    """Those of a case's engine, on its machine and elsewhere.
 
     Args:
         engines_own: what `others` says.
     """
     if case.machine is None:
-        return []
+        return Neighbours()
     manifest = Manifest.read(case.runs[0].folder.parent)
-    found: dict[bool, list[Path]] = {True: [], False: []}
+    own = case.description
+    here: dict[bool, list[Path]] = {True: [], False: []}
+    elsewhere: dict[str, list[Path]] = {}
     for run in _long_logs(case):
-        if run not in engines_own and manifest.machine_of(run.name) == case.machine:
-            description = describe(run)
-            if _layout(description) == _layout(case.description):
-                found[_model(description) == _model(case.description)].append(run)
-    return [runs for runs in found.values() if runs]
+        description, machine = describe(run), manifest.machine_of(run.name)
+        if run in engines_own or machine is None or _layout(description) != _layout(own):
+            continue
+        same = _model(description) == _model(own)
+        if machine == case.machine:
+            here[same].append(run)
+        elif same and description["gpu"] == own["gpu"]:
+            elsewhere.setdefault(machine, []).append(run)
+    return Neighbours(here[True], list(elsewhere.values()), here[False])
 
 
 def _long_logs(case: Case) -> list[Path]:

@@ -169,6 +169,27 @@ def test_a_neighbour_with_the_same_model_tells_more_than_others(
     assert slowdown_of(table, "execute", "eager") == pytest.approx(2.0, rel=1e-2)
 
 
+def test_its_model_elsewhere_tells_more_than_another_one_beside_it(
+    measured: Path, add_run: AddRun, tmp_path: Path
+) -> None:
+    """The median of three machines, related by what both show: eager steps twice as slow as others there."""
+    add_run("own", engine_start_s=1.0)
+    write_log(add_run("other", engine_start_s=1.0), slowdown=1.5)
+    eager: dict[str, Any] = {"engine_args": {"enforce_eager": True}}
+    for at, (slowdown, ratio) in enumerate(((3.0, 2.0), (1.0, 1.0), (2.0, 5.0))):
+        write_log(add_run(f"far{at}", engine_start_s=10.0 + at), slowdown=slowdown)
+        far_eager = add_run(f"far{at}-eager", engine_start_s=20.0 + at, **eager)
+        write_log(far_eager, slowdown=slowdown, execute_slowdown=slowdown * ratio, kind="eager")
+    larger = add_run("larger", engine_start_s=2.0, model="llama-13b", **eager)
+    write_log(larger, slowdown=4.0, kind="eager")
+    (measured / "manifest.yaml").write_text(
+        "machine: {'far0*': 'a', 'far1*': 'b', 'far2*': 'c', '*': here}\n"
+    )
+    found, table = calibrate_own(measured, tmp_path)
+    assert "far0-eager" in found.runs
+    assert slowdown_of(table, "execute", "eager") == pytest.approx(1.5 * 2.0, rel=2e-2)
+
+
 def test_an_engine_without_other_runs_is_as_slow_as_its_neighbours(
     measured: Path, add_run: AddRun, tmp_path: Path
 ) -> None:
