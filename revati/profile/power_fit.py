@@ -78,10 +78,10 @@ class Part(NamedTuple):
     us: float
     sensitive_us: float
     energy_uj: float
-    gaps_us: float = 0.0
+    gaps_us: float
 
     @classmethod
-    def of(cls, gpu: GpuDescription, kernels: list[Estimate], gap_us: float = 0.0) -> Part:
+    def of(cls, gpu: GpuDescription, kernels: list[Estimate], gap_us: float) -> Part:
         us = [one.duration_us for one in kernels]
         needs = [demand(gpu, one) for one in kernels]
         return cls(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from revati.validate.errors import error_pct
+from revati.validate.predictions import Prediction
 from revati.validate.runs import Case
 
 
@@ -23,6 +25,5 @@ def measured_elsewhere(cases: Sequence[Case]) -> dict[str, list[Case]]:
 
 def other_machine_error_pct(case: Case, elsewhere: Mapping[str, Sequence[Case]], metric: str) -> float:
     """Error of what another machine measured, mean of absolutes; NaN where nothing was."""
-    here = case.measured(metric)
-    errors = [abs(100 * (other.measured(metric) / here - 1)) for other in elsewhere[case.name]]
-    return sum(errors) / len(errors)
+    measured = [Prediction({metric: other.measured(metric)}) for other in elsewhere[case.name]]
+    return sum(abs(error_pct(case, one, metric)) for one in measured) / len(measured)

@@ -33,7 +33,7 @@ the emulated runs; with `emulate=0` only this page, from the runs stored beside 
 An error is (predicted − measured) / measured in percent; measured is the median of a case's repeats. *Noise*
 is the error that one more real run would have: each repeat against the median of the others. It exists only
 for cases that were repeated. *Another real machine*: the error of predicting a case by the same deployment's
-runs under the same requests on another machine with the same GPUs and CPUs."""
+runs under the same requests on another machine with the same GPUs."""
 
 
 def summary(cases: Sequence[Case], predictions: Predictions) -> str:
