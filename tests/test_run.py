@@ -39,6 +39,16 @@ def test_errors_name_what_is_accepted(words: list[str], hint: str) -> None:
         parse(words)
 
 
+def test_cpu_time_is_real_and_the_time_of_day_virtual() -> None:
+    program = (
+        "import time; time.sleep(3600); "
+        "print(time.monotonic() > 3600, 0 < time.thread_time() <= time.process_time() < 60)"
+    )
+    words = [sys.executable, "-m", "revati.run", "mode=free", "--", sys.executable, "-c", program]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert run.stdout.split() == ["True", "True"], run.stderr
+
+
 def test_sockets_of_a_server_that_is_killed_go_with_the_run() -> None:
     server = "touch $VLLM_RPC_BASE_PATH/socket; echo $VLLM_RPC_BASE_PATH; kill -9 $$"
     words = [sys.executable, "-m", "revati.run", "mode=free", "--", "sh", "-c", server]

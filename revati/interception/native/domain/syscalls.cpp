@@ -91,7 +91,9 @@ REVATI_API long syscall(long number, ...) noexcept {
       }
       break;
     }
-    case SYS_clock_gettime: return clock_gettime(static_cast<clockid_t>(a), reinterpret_cast<timespec *>(b));
+    case SYS_clock_gettime:
+      if (!domain || !is_virtual(static_cast<clockid_t>(a))) break;  // librevati.so's clock asks for real ones this way
+      return clock_gettime(static_cast<clockid_t>(a), reinterpret_cast<timespec *>(b));
     case SYS_nanosleep: return nanosleep(reinterpret_cast<timespec *>(a), reinterpret_cast<timespec *>(b));
     case SYS_clock_nanosleep: {
       const int error = clock_nanosleep(static_cast<clockid_t>(a), static_cast<int>(b), reinterpret_cast<timespec *>(c),
