@@ -2,6 +2,7 @@
 
 import enum
 import math
+import mmap
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from revati.engines.vllm.step_log import COUNT_COLUMNS, GRAPH_COLUMN, TIME_COLUMNS, StepLog, register
 
 WORK_S = 0.002
+PAGES = 40
 
 
 class Kind(enum.Enum):
@@ -33,6 +35,13 @@ def work() -> None:
     time.sleep(WORK_S)
 
 
+def touch_pages(output: Any) -> None:
+    work()
+    with mmap.mmap(-1, PAGES * mmap.PAGESIZE) as fresh:
+        for page in range(PAGES):
+            fresh[page * mmap.PAGESIZE] = 1
+
+
 class FakeCore:
     """Two steps of asynchronous scheduling: step 1 only launches, step 2 also updates step 1."""
 
@@ -44,7 +53,7 @@ class FakeCore:
             get_request_counts=lambda: (1, 0),
             kv_cache_manager=SimpleNamespace(block_pool=SimpleNamespace(get_num_free_blocks=lambda: 7)),
         )
-        self.model_executor = SimpleNamespace(execute_model=lambda output: work(), sample_tokens=self.sample)
+        self.model_executor = SimpleNamespace(execute_model=touch_pages, sample_tokens=self.sample)
         self.step_fn = self.step
         self.queue: list[tuple[Any, Any]] = []
 
@@ -123,6 +132,10 @@ def test_counts_tell_prefill_from_decode(steps: list[dict[str, Any]]) -> None:
     assert second["update_step"] == first["step"]
     assert second["updated_requests"] == 1
     assert second["free_kv_blocks"] == 7
+
+
+def test_page_faults_of_execute_are_counted(steps: list[dict[str, Any]]) -> None:
+    assert all(PAGES <= step["execute_faults"] < 2 * PAGES for step in steps)
 
 
 def test_phases_have_their_own_time(steps: list[dict[str, Any]]) -> None:

@@ -279,7 +279,7 @@ def test_packed_runs_tell_what_workers_need_between_their_calls(tmp_path: Path) 
     write_compact(pa.table(steps), run / "steps.parquet")
     call = {"execute_begin_s": 100.001, "execute_end_s": 100.011}
     call |= {"sample_begin_s": 100.01104, "sample_end_s": 100.02}
-    call |= {"scheduled_tokens": 4, "scheduled_requests": 4, "most_tokens": 1}
+    call |= {"scheduled_tokens": 4, "scheduled_requests": 4, "most_tokens": 1, "execute_faults": 64}
     behind = {name: value + 0.01907 if name.endswith("_s") else value for name, value in call.items()}
     for rank in (0, 1):
         write_compact(pa.Table.from_pylist([call, behind]), run / "logs" / f"worker_{rank}.parquet")
@@ -289,6 +289,7 @@ def test_packed_runs_tell_what_workers_need_between_their_calls(tmp_path: Path) 
     assert [one["to_sample_us"] for one in calls] == pytest.approx([40.0] * 4, abs=0.1)
     assert calls[1]["to_execute_us"] == pytest.approx(70.0, abs=0.1)
     assert np.isnan(calls[0]["to_execute_us"])
+    assert [one["execute_faults"] for one in calls] == [64] * 4
 
 
 def test_packed_runs_keep_a_log_an_engine_process(tmp_path: Path) -> None:

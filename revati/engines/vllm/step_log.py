@@ -6,10 +6,15 @@ becomes callable on it, also through `engine_core.call_utility_async("write_step
 
 Times are CLOCK_MONOTONIC in seconds, comparable between processes of one machine. In asynchronous
 scheduling the update inside a step belongs to an earlier step; `updated_requests` counts its requests.
+
+`execute_faults` tells of a cost that models differ by. CPython keeps frames in chunks of 16 KiB; where the
+frames of the compiled model end shortly before a chunk's end, its calls for each layer map a new chunk,
+fault its pages in and unmap it again: launching a prefill takes up to 1.6 times as long (docs/accuracy.md).
 """
 
 import math
 import os
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +60,7 @@ COUNT_COLUMNS = (
     "update_step",  # the step whose outputs this row's update handles, -1 without an update
     "gpu_was_done",  # 1: the outputs were ready before the wait, 0: not, -1: unknown or no wait
     "padded_tokens",
+    "execute_faults",  # minor page faults of the thread while it executes
 )
 GRAPH_COLUMN = "graph"  # FULL, PIECEWISE or NONE where the worker runs in this process, else ""
 
@@ -215,9 +221,11 @@ class StepLog:
     def _execute(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
             row, StepLog.last_graph = self.row, None
+            faults = page_faults()
             row["execute_begin_s"] = now()
             result = method(*args, **kwargs)
             row["execute_end_s"] = now()
+            row["execute_faults"] = page_faults() - faults
             if (graph := StepLog.last_graph) is not None:
                 row[GRAPH_COLUMN] = graph.cg_mode.name
                 row["padded_tokens"] = graph.num_tokens
@@ -274,6 +282,11 @@ class StepLog:
             return executed
 
         return timed
+
+
+def page_faults() -> int:
+    """How many minor page faults the calling thread has had."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
 
 
 def steps_table(rows: list[Row]) -> pa.Table:

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from revati.engines.vllm.step_log import ENABLE_VARIABLE
+from revati.engines.vllm.step_log import ENABLE_VARIABLE, page_faults
 
 STAGES = (
     "init_device",
@@ -98,11 +98,13 @@ def _staged(stage: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _timed_execute(method: Callable[..., Any]) -> Callable[..., Any]:
     def timed(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        faults = page_faults()
         row = {
             "execute_begin_s": now(),
             "execute_end_s": 0.0,
             "sample_begin_s": 0.0,
             "sample_end_s": 0.0,
+            "execute_faults": 0,
             "scheduled_tokens": scheduler_output.total_num_scheduled_tokens,
             "scheduled_requests": len(scheduler_output.num_scheduled_tokens),
             "most_tokens": max(scheduler_output.num_scheduled_tokens.values(), default=0),
@@ -110,6 +112,7 @@ def _timed_execute(method: Callable[..., Any]) -> Callable[..., Any]:
         self.__dict__.setdefault("_revati_rows", []).append(row)
         result = method(self, scheduler_output, *args, **kwargs)
         row["execute_end_s"] = now()
+        row["execute_faults"] = page_faults() - faults
         return result
 
     return timed

@@ -29,7 +29,9 @@ STEP_COLUMNS = (
     "scheduled_requests",
     "prefill_requests",
     "graph",
+    "execute_faults",
 )
+WORKER_COUNTS = ("scheduled_tokens", "scheduled_requests", "most_tokens", "execute_faults")
 # What tells of a turn of SGLang's event loop, beside its times.
 TURN_COUNTS = (
     "step",
@@ -138,7 +140,7 @@ def workers(logs: Sequence[Path], steps: Mapping[str, Any]) -> pa.Table:
         columns: dict[str, Any] = {
             "rank": np.full(table.num_rows, int(log.stem.rpartition("_")[2])),
             **{name: us.astype(np.float32) for name, us in times_us.items()},
-            **{name: table[name] for name in ("scheduled_tokens", "scheduled_requests", "most_tokens")},
+            **{name: table[name] for name in WORKER_COUNTS},
         }
         parts.append(pa.table(columns))
     return pa.concat_tables(parts)
