@@ -25,6 +25,19 @@ class Expectation {
   int files_[kMostExpected], count_ = 0;
 };
 
+// Sleeps until the domain has something for the thread.  `expect(expectation)` adds what; false: it can't be.
+template <typename Expect>
+bool await_message(Thread *thread, ns_t deadline, const char *name, uint64_t object, Handlers handlers, Expect expect,
+                   Outcome &outcome) {
+  Expectation expectation(thread, name, object);
+  if (!expect(expectation)) return false;
+  do {
+    self.signalled = false;
+    outcome = wait(thread, Kind::kMessage, deadline, name, handlers);
+  } while (outcome == Outcome::kInterrupted && self.signalled && domain);  // a wake signal that came too late
+  return true;
+}
+
 bool collect();               // lock held: delivers what has come; false: nothing
 bool keeps_inbox(int file);   // a descriptor that its program does not know of
 bool fetch_inbox();           // a member, once, from the monitor; false: the domain has ended or nobody answers

@@ -1,0 +1,14 @@
+// Waits for descriptors, also for those that only receive with a time limit.
+#pragma once
+
+#include <poll.h>
+#include <signal.h>
+
+#include "protocol.h"
+
+namespace revati::domain {
+
+// Waits until one of the files has an event, or for the deadline in virtual time; as ppoll() returns it.
+int poll_until(Thread *thread, pollfd *files, nfds_t count, ns_t deadline, const sigset_t *mask);
+
+}  // namespace revati::domain
