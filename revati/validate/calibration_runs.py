@@ -25,12 +25,13 @@ def others(case: Case) -> list[Path]:
 class Neighbours(NamedTuple):
     """Runs with a long step log of engines that are parallel in the same ways as another one.
 
-    How much longer than a decode a prefill takes to launch differs by a factor of 1.7 between models, on all
-    machines, and between engines of one model by 5 to 10 %.
+    How much longer than a decode a prefill takes vLLM to launch differs by a factor of 1.7 between models, on
+    all machines, and between engines of one model by 5 to 10 %: the frames of its compiled forward grow with
+    the layers, and end early or late in a chunk of Python's stack.
     """
 
     same_model: Sequence[Path] = ()
-    elsewhere: Sequence[Sequence[Path]] = ()  # of the same model on other machines, by machine
+    elsewhere: Sequence[Sequence[Path]] = ()  # vLLM's of the same model on other machines, by machine
     other_models: Sequence[Path] = ()
 
 
@@ -53,7 +54,7 @@ def neighbours(case: Case, engines_own: Sequence[Path]) -> Neighbours:
         same = _model(description) == _model(own)
         if machine == case.machine:
             here[same].append(run)
-        elif same and description["gpu"] == own["gpu"]:
+        elif same and own["engine"] == "vllm" and description["gpu"] == own["gpu"]:
             elsewhere.setdefault(machine, []).append(run)
     return Neighbours(here[True], list(elsewhere.values()), here[False])
 

@@ -238,6 +238,14 @@ def test_few_steps_say_nothing(measured: Path, add_run: AddRun, tmp_path: Path) 
     assert calibrated(case, "h200_xeon", tmp_path) is None
 
 
+def test_sglang_knows_nothing_from_its_model_elsewhere(tmp_path: Path) -> None:
+    """It runs no compiled forward whose frames grow with the layers."""
+    (case,) = read_cases([validation_dir() / "runs"], "sglang-three-llama31_8b_tp2_pp1_off_sg")
+    found = calibrated(case, "h200_xeon", tmp_path)
+    assert found is not None
+    assert {run.split("-")[1] for run in found.runs} == {"three"}
+
+
 def test_an_engine_of_sglang_is_known_from_its_neighbours_too(tmp_path: Path) -> None:
     (case,) = read_cases([validation_dir() / "runs"], "sglang-many-llama31_8b_*")
     found = calibrated(case, "h200_xeon", tmp_path)
