@@ -149,5 +149,6 @@ def _phases_table(records: list[PhaseRecord], start_ns: int) -> pa.Table:
             "requests": [record.step.num_reqs for record in records],
             "prompt_tokens": [record.step.num_tokens for record in records],
             "prefills": [record.step.num_prefills for record in records],
+            "frame_chunks": [record.step.frame_chunks for record in records],
         }
     )

@@ -20,45 +20,59 @@ START = (0.3, 0.1, 2.0, 1.2)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A measured batch, what it takes if no contexts begin alike, and its weight: long batches matter."""
+    """A measured batch: where its contexts begin alike, how long it took, and relative to one where none do.
 
-    row: Row
-    alone_us: float
+    ``weight``: long batches matter. ``at_a_time``, ``l2_tokens``: as `SharingFit.found_share` has them.
+    """
+
+    beginnings: Beginnings
+    context_lens: NDArray[np.int64]
+    at_a_time: float
+    l2_tokens: float
+    decodes: bool
+    measured_us: float
+    ratio: float
     weight: float
 
-    @property
-    def ratio(self) -> float:
-        return float(self.row["median_us"]) / self.alone_us
+    @classmethod
+    def of(cls, row: Row, alone_us: float, usual_us: float, limits: GpuLimits) -> Sample:
+        requests = len(row["context_lens"])
+        return cls(
+            Beginnings(np.arange(requests) % row["n"], np.full(requests, row["k"])),
+            np.array(row["context_lens"]),
+            limits.sm_count / row["num_kv_heads"],
+            limits.l2_bytes / token_bytes(row["num_kv_heads"], row["head_dim"], row["dtype"]),
+            max(row["query_lens"]) == 1,
+            float(row["median_us"]),
+            float(row["median_us"]) / alone_us,
+            float(np.sqrt(alone_us / usual_us)),
+        )
 
-    def expected_ratio(self, fit: SharingFit, limits: GpuLimits) -> float:
-        row, requests = self.row, len(self.row["context_lens"])
-        batch = Beginnings([at % row["n"] for at in range(requests)], [row["k"]] * requests)
-        l2_tokens = limits.l2_bytes / token_bytes(row["num_kv_heads"], row["head_dim"], row["dtype"])
-        decodes, at_a_time = max(row["query_lens"]) == 1, limits.sm_count / row["num_kv_heads"]
-        share = fit.found_share(batch, np.array(row["context_lens"]), at_a_time, l2_tokens)
-        return 1.0 - fit.saved(share, decodes)
+    def expected_ratio(self, fit: SharingFit) -> float:
+        share = fit.found_share(self.beginnings, self.context_lens, self.at_a_time, self.l2_tokens)
+        return 1.0 - fit.saved(share, self.decodes)
 
 
 def fit_sharing(rows: Sequence[Row], limits: GpuLimits) -> SharingFit:
     """From rows of kind ``attention_sharing``: requests in turn belong to ``n`` groups, or to none."""
-    by_heads = _samples(rows)
+    by_heads = _samples(rows, limits)
     every = [sample for samples in by_heads.values() for sample in samples]
-    best = _fit(every, limits)
-    off = _weights(every) * _errors(best, every, limits)
+    best = _fit(every)
+    off = _weights(every) * _errors(best, every)
     left_out_us = 0.0
     for heads, samples in by_heads.items():
-        others = _fit([s for name, own in by_heads.items() if name != heads for s in own], limits)
-        errors = _errors(others, samples, limits)
-        left_out_us += sum(abs(error) * s.row["median_us"] for error, s in zip(errors, samples, strict=True))
+        others = _fit([s for name, own in by_heads.items() if name != heads for s in own])
+        errors = _errors(others, samples)
+        left_out_us += sum(abs(error) * s.measured_us for error, s in zip(errors, samples, strict=True))
     return replace(
         best,
         rel_std=float(np.sqrt(np.mean(off**2))),
-        weighted_error=float(left_out_us / sum(s.row["median_us"] for s in every)),
+        weighted_error=float(left_out_us / sum(s.measured_us for s in every)),
         rows=len(every),
     )
 
 
-def _samples(rows: Sequence[Row]) -> dict[tuple[int, int], list[Sample]]:
+def _samples(rows: Sequence[Row], limits: GpuLimits) -> dict[tuple[int, int], list[Sample]]:
     """By numbers of heads."""
     alone_us = {_batch(row): float(row["median_us"]) for row in rows if not row["n"]}
     usual_us: dict[tuple[int, int], list[float]] = {}
@@ -68,17 +82,17 @@ def _samples(rows: Sequence[Row]) -> dict[tuple[int, int], list[Sample]]:
     for row in rows:
         if row["n"]:
             heads, us = _heads(row), alone_us[_batch(row)]
-            sample = Sample(row, us, float(np.sqrt(us / np.mean(usual_us[heads]))))
+            sample = Sample.of(row, us, float(np.mean(usual_us[heads])), limits)
             found.setdefault(heads, []).append(sample)
     return found
 
 
-def _fit(samples: Sequence[Sample], limits: GpuLimits) -> SharingFit:
+def _fit(samples: Sequence[Sample]) -> SharingFit:
     ratios, weights = np.array([sample.ratio for sample in samples]), _weights(samples)
 
     def residuals(values: Sequence[float]) -> NDArray[np.float64]:
         one = _of_values(values)
-        expected = np.array([sample.expected_ratio(one, limits) for sample in samples])
+        expected = np.array([sample.expected_ratio(one) for sample in samples])
         return np.asarray(weights * (expected - ratios))
 
     return _of_values(least_squares(residuals, START, bounds=(0.0, np.inf)).x)
@@ -89,9 +103,9 @@ def _of_values(values: Sequence[float]) -> SharingFit:
     return SharingFit(decode, mixed, power, reach)
 
 
-def _errors(fit: SharingFit, samples: Sequence[Sample], limits: GpuLimits) -> NDArray[np.float64]:
+def _errors(fit: SharingFit, samples: Sequence[Sample]) -> NDArray[np.float64]:
     """Of the durations, relative."""
-    return np.array([sample.expected_ratio(fit, limits) / sample.ratio - 1.0 for sample in samples])
+    return np.array([sample.expected_ratio(fit) / sample.ratio - 1.0 for sample in samples])
 
 
 def _weights(samples: Sequence[Sample]) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, get_args
 
 from revati.interception.core import NativeCore
 from revati.virtual_time.cores import VirtualCore
-from revati.virtual_time.host_table import PHASES, HostTable
+from revati.virtual_time.host_table import PHASES, ChunkCosts, HostTable
 from revati.virtual_time.spread import CommonDraws, PhaseDraws
 
 CorePhase = Literal[
@@ -39,12 +39,14 @@ class StepShape:
 
     ``kind``: how the model runs in a step; for messages, whether the receiver is idle or busy.
     ``num_tokens``: prompt tokens that the step computes, for ``num_prefills`` of its ``num_reqs`` requests.
+    ``frame_chunks``: how many chunks of Python's frame stack its launches begin.
     """
 
     kind: StepKind = "idle"
     num_reqs: int = 0
     num_tokens: int = 0
     num_prefills: int = 0
+    frame_chunks: int = 0
 
 
 IDLE_STEP = StepShape()
@@ -58,11 +60,17 @@ def message_shape(busy: bool, num_prompt_tokens: int) -> StepShape:
 class HostCosts(Protocol):
     """Cost of a host phase in ns, or None where only running it tells."""
 
+    @property
+    def frame_chunks(self) -> ChunkCosts | None:
+        """None: what they cost is a part of the phases."""
+
     def phase_ns(self, phase: str, step: StepShape) -> int | None: ...
 
 
 class FreeHost:
     """Charges nothing."""
+
+    frame_chunks = None
 
     def phase_ns(self, phase: str, step: StepShape) -> int | None:
         return 0
@@ -89,6 +97,7 @@ class TableHost:
         self, table: HostTable, num_layers: int, tp: int, pp: int = 1, seed: int | None = None, stage: int = 0
     ) -> None:
         self._table, self._num_layers, self._tp = table, num_layers, tp
+        self.frame_chunks = table.frame_chunks
         self._schedulers_tp = tp if table.own_schedulers else tp * pp
         core = CommonDraws(f"{seed} {stage} core", table.in_common)
         apart = table.has_worker_processes and tp * pp > 1
@@ -107,6 +116,8 @@ class TableHost:
             self._num_layers,
             self._tp if phase in WORKER_PHASES else self._schedulers_tp,
         )
+        if self.frame_chunks is not None:
+            cost_us += step.frame_chunks * self.frame_chunks.us
         if self._varies:
             cost_us *= self._draws[phase].factor(self._table.spread.get((phase, step.kind)))
         return round(cost_us * 1e3)
@@ -120,6 +131,8 @@ class MeasuredHost:
     Args:
         factor: the target core's time for the same work relative to this machine's.
     """
+
+    frame_chunks = None
 
     def __init__(self, frontend: HostCosts, factor: float) -> None:
         self._frontend = frontend

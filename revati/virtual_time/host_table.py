@@ -13,7 +13,8 @@ machines) and the one that it uses. The latency of waking a thread doesn't follo
 of single phases and kinds; ``factor_of`` are factors on the slowdown.  A ``spread`` are the 10 %, 50 % and
 90 % quantiles of a cost relative to the model, and of a host that stalls two more numbers: the share of the
 times when it does, and what such a time costs in the mean, relative to the model, too.  ``in_common`` says
-which shares of their variance a process's phases have in common, by for how many steps.
+which shares of their variance a process's phases have in common, by for how many steps.  ``frame_chunks``
+are `ChunkCosts`; a table without them has phases that include those of the engine it was calibrated on.
 
 Where each pipeline stage is an engine with a scheduler of its own, a table has a section ``pipeline`` of
 phases, which replace those of the same name where there are several stages.  ``pipeline_slowdown`` is that
@@ -23,6 +24,7 @@ of the machine that they were measured on, if it is not 1.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,21 @@ _RANKS = range(1, 65)
 Coefficients = tuple[float, float, float, float, float]
 
 
+@dataclass(frozen=True, slots=True)
+class ChunkCosts:
+    """Of chunks of Python's frame stack, which forward passes begin (see `revati.engines.vllm.frame_chunks`).
+
+    Args:
+        us: one of them, mapped, touched and unmapped.
+        engine_core_words: on the stack when a forward pass begins in the engine core's process.
+        worker_words: likewise in a worker's own process.
+    """
+
+    us: float
+    engine_core_words: int
+    worker_words: int
+
+
 class HostTable:
     """Phase costs of one host; `load` reads a named one.
 
@@ -101,6 +118,7 @@ class HostTable:
         own_schedulers: each pipeline stage has one.
         in_common: shares of a spread's variance that the phases of a process have in common, by for how many
             steps (see `CommonDraws`).
+        frame_chunks: fields of `ChunkCosts`, of which the slowdown is a factor on the time.
     """
 
     def __init__(
@@ -115,9 +133,12 @@ class HostTable:
         own_schedulers: bool = False,
         factor_of: dict[str, dict[str, float]] | None = None,
         in_common: dict[int, float] | None = None,
+        frame_chunks: dict[str, Any] | None = None,
     ) -> None:
         self.name, self.slowdown, self.own_schedulers = name, slowdown, own_schedulers
         self.in_common = in_common or {}
+        chunks = ChunkCosts(**frame_chunks) if frame_chunks else None
+        self.frame_chunks = chunks and replace(chunks, us=chunks.us * slowdown)
         self.has_worker_processes = "dispatch" in phases
         own, spreads, relative = slowdown_of or {}, spread_of or {}, factor_of or {}
         self._measured = measured
@@ -188,6 +209,7 @@ class HostTable:
             bool(pipeline),
             content.get("factor_of", {}) | dict.fromkeys(pipeline, of_pipeline),
             content.get("in_common"),
+            content.get("frame_chunks"),
         )
 
     def phase_us(

@@ -14,6 +14,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from revati.engines.vllm.batches import Batch, BatchReader
 from revati.engines.vllm.first_start import run_as_for_the_first_time
 from revati.engines.vllm.fold import FoldedRanks
+from revati.engines.vllm.frame_chunks import FrameChunks
 from revati.engines.vllm.limits import set_profiled_limits
 from revati.engines.vllm.memory import Limits, MemoryOracle
 from revati.engines.vllm.pipeline import Pipeline
@@ -77,6 +78,7 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
             Stage(index, self.vllm_config, ranks, self.native)
             for index in range(self.parallel_config.pipeline_parallel_size)
         ]
+        self._frame_chunks = {stage.rank: FrameChunks(self.meter, self._remote) for stage in self.stages}
         for stage in self.stages:
             stage.start(init_method)
 
@@ -187,15 +189,20 @@ class EmulatedExecutor(Executor):  # type: ignore[misc]  # vLLM is not seen by m
         return result
 
     def _run(self, stage: Stage, sent_ns: int, phase: Phase, step: StepShape, argument: Any) -> Any:
-        method = "execute_model" if phase == "execute" else "sample_tokens"
         if not self._remote:
-            with self.meter.phase(phase, step):
-                return stage.call(method, argument)
+            return self._call(stage, phase, step, argument)
         with self.meter.on(stage.process, sent_ns + self._message_ns()):
             if phase == "execute" and step.num_prefills:
                 self.meter.charge("worker_unpack", step)
+            return self._call(stage, phase, step, argument)
+
+    def _call(self, stage: Stage, phase: Phase, step: StepShape, argument: Any) -> Any:
+        if phase != "execute":
             with self.meter.phase(phase, step):
-                return stage.call(method, argument)
+                return stage.call("sample_tokens", argument)
+        chunks = self._frame_chunks[stage.rank]
+        with self.meter.phase(phase, chunks.known(step)), chunks.watched(step):
+            return stage.call("execute_model", argument)
 
     def _come_back(self, phase: Phase, step: StepShape) -> None:
         """Every worker's process ends a call and looks for its next one."""

@@ -11,6 +11,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from revati.engines.refusals import telling_refusals
 from revati.engines.vllm.batches import Batch, BatchReader
+from revati.engines.vllm.frame_chunks import FrameChunks
 from revati.engines.vllm.processes import SENT_AT
 from revati.engines.vllm.shortcuts import skip_irrelevant_warmups
 from revati.engines.vllm.step_shape import dispatched, step_shape
@@ -66,6 +67,7 @@ class EmulatedWorker:
         self.pricing = LaunchPricing(process.core, timings, load_gpu(gpu), attention)
         self.pricing.own_time = process.meter.excluded
         self._process = process
+        self._frame_chunks = FrameChunks(self.meter, self.remote)
 
     def release_lock(self) -> None:
         """The engine core of this process waits for the GPU."""
@@ -82,7 +84,8 @@ class EmulatedWorker:
         if self.remote and step.num_prefills:
             self.meter.charge("worker_unpack", step)
         self._called = "executed", step
-        with self.meter.phase("execute", step):
+        chunks = self._frame_chunks
+        with self.meter.phase("execute", chunks.known(step)), chunks.watched(step):
             output = run(self._worker, scheduled)
         if batch.query_lens and not self._worker.model_runner.is_last_pp_rank:
             self.meter.charge("send", step)

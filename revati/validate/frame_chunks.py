@@ -1,0 +1,95 @@
+"""How many chunks of Python's frame stack the measured vLLM engines' forward passes begin.
+
+    python -m revati.validate.frame_chunks
+
+Emulates each deployment of validation/runs with a few requests, and writes validation/frame_chunks.csv: a row
+a kind of step of each.  It is what tells costs that an engine's frames make from those of its machine
+(`revati.validate.machines`).
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import yaml
+
+from revati.deployment.mixed import TemplateClient, TemplateServer
+from revati.spec import DeploymentSpec, HostSpec
+from revati.validate.options import validation_dir
+from revati.validate.runs import Case, read_cases
+from revati.workload import Workload
+
+FILE = "frame_chunks.csv"
+COLUMNS = ("model", "quantization", "tensor_parallel_size", "pipeline_parallel_size", "kind", "frame_chunks")
+# On the stack where the measured engines' forward passes begin: of `revati.profile.truth` with Python 3.12.
+MEASURED_WORDS = {"engine_core_words": 830, "worker_words": 238}
+# One after another: prompts of a batch that has graphs, and of one that has none.
+_PROMPTS, _OUTPUT, _APART_S = (100, 100, 100, 100, 900, 900, 900, 900), 3, 2.0
+
+# Model, quantization, tensor and pipeline parallel sizes
+Engine = tuple[str, str, int, int]
+# Frame chunks by kind of step
+Chunks = Mapping[str, int]
+
+
+def engine_of(description: Mapping[str, Any]) -> Engine:
+    """What decides how large an engine's frames are; ``description`` is a run's run.json."""
+    sizes = (int(description[f"{kind}_parallel_size"]) for kind in ("tensor", "pipeline"))
+    tensor, pipeline = sizes
+    return description["model"], description["engine_args"].get("quantization") or "", tensor, pipeline
+
+
+def count(spec: DeploymentSpec, client: TemplateClient, folder: Path) -> Chunks:
+    """Emulate a few requests and count."""
+    arrivals_s = _APART_S * np.arange(1, len(_PROMPTS) + 1)
+    workload = Workload("chunks", arrivals_s, np.array(_PROMPTS), np.full(len(_PROMPTS), _OUTPUT))
+    result = client.run(spec, workload, folder)
+    if result.status != "ok":
+        raise RuntimeError(f"{spec.model.name}: {result.status}: {result.reason}")
+    steps = pq.read_table(folder / "phases.parquet").to_pandas().query("phase == 'execute' and requests > 0")
+    return {str(kind): int(found.iloc[-1]) for kind, found in steps.groupby("kind")["frame_chunks"]}
+
+
+def read(path: Path) -> Mapping[Engine, Chunks]:
+    """Read frame_chunks.csv."""
+    found: dict[Engine, dict[str, int]] = {}
+    with path.open(newline="") as file:
+        for model, quantization, tensor, pipeline, kind, chunks in list(csv.reader(file))[1:]:
+            engine = model, quantization, int(tensor), int(pipeline)
+            found.setdefault(engine, {})[kind] = int(chunks)
+    return found
+
+
+def main() -> int:
+    """Entry point."""
+    folder = validation_dir()
+    engines: dict[Engine, Case] = {}
+    for case in read_cases([folder / "runs"]):
+        if case.description["engine"] == "vllm" and not case.description["engine_args"].get("enforce_eager"):
+            engines.setdefault(engine_of(case.description), case)
+    with TemporaryDirectory() as out, (folder / FILE).open("w", newline="") as file:
+        host = Path(out) / "counting.yaml"
+        host.write_text(yaml.safe_dump({"base": "h200_xeon", "frame_chunks": {"us": 1.0, **MEASURED_WORDS}}))
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        with TemplateServer(Path(out) / "logs", ["vllm"]) as server:
+            for engine, case in sorted(engines.items()):
+                spec = replace(case, calibrated=None, host=str(host)).spec(HostSpec("h200_xeon"))
+                for kind, chunks in count(
+                    spec, TemplateClient(server.socket_path), Path(out) / case.name
+                ).items():
+                    writer.writerow((*engine, kind, chunks))
+                    print(*engine, kind, chunks, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
