@@ -36,6 +36,21 @@ class Beginnings:
 
 
 @dataclass(frozen=True, slots=True)
+class Followers:
+    """Requests of a batch whose contexts begin as an earlier one's does, (n,) each.
+
+    ``tokens``: that they have in common. ``requests_apart``: over those that the GPU works on at a time.
+    ``tokens_apart``: that are read in between, over those that fit into L2. ``context_tokens``: of all
+    requests.
+    """
+
+    tokens: NDArray[np.int64]
+    requests_apart: NDArray[np.float64]
+    tokens_apart: NDArray[np.float64]
+    context_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class SharingFit:
     """Share of attention's time that is saved if all of the contexts come from L2, and when they do.
 
@@ -63,22 +78,15 @@ class SharingFit:
         rounded = {name: round(value, 4) for name, value in asdict(self).items()}
         (folder / FILE).write_text(json.dumps(rounded, indent=1) + "\n")
 
-    def found_share(
-        self,
-        beginnings: Beginnings,
-        context_lens: NDArray[np.int64],
-        at_a_time: float,
-        l2_tokens: float,
-    ) -> float:
-        """Share of a batch's contexts that need not come from memory.
+    def found_share(self, batch: Followers) -> float:
+        """Share of a batch's contexts that need not come from memory."""
+        return float(self.found_tokens(batch).sum()) / batch.context_tokens
 
-        Args:
-            context_lens: in tokens, by request.
-            at_a_time: requests that the GPU works on at a time.
-            l2_tokens: that fit into L2.
-        """
-        found = found_tokens(beginnings, context_lens, self.power, at_a_time, self.reach * l2_tokens)
-        return found / float(context_lens.sum())
+    def found_tokens(self, batch: Followers) -> NDArray[np.float64]:
+        """Of each follower, the tokens that need not come from memory."""
+        together = 1.0 - batch.requests_apart**self.power
+        kept = 1.0 - batch.tokens_apart / self.reach
+        return np.asarray(batch.tokens * np.maximum(np.maximum(together, kept), 0.0))
 
     def saved(self, found_share: float, decodes: bool) -> float:
         """Share of a batch's time."""
@@ -90,19 +98,20 @@ def token_bytes(num_kv_heads: int, head_dim: int, dtype: str) -> float:
     return 2.0 * num_kv_heads * head_dim * dtype_bytes(dtype)
 
 
-def found_tokens(
-    beginnings: Beginnings,
-    context_lens: NDArray[np.int64],
-    power: float,
-    at_a_time: float,
-    reach_tokens: float,
-) -> float:
-    """Of all contexts, the tokens that need not come from memory."""
+def followers(
+    beginnings: Beginnings, context_lens: NDArray[np.int64], at_a_time: float, l2_tokens: float
+) -> Followers:
+    """Of a batch, those that may find their beginnings in L2.
+
+    Args:
+        context_lens: in tokens, by request.
+        at_a_time: requests that the GPU works on at a time.
+        l2_tokens: that fit into L2.
+    """
     groups, tokens = np.asarray(beginnings.groups), np.asarray(beginnings.tokens)
     order = np.argsort(groups, kind="stable")
     again = np.flatnonzero(np.diff(groups[order]) == 0)
     other, place = order[again], order[again + 1]  # of one group, with none of it in between
     before = np.cumsum(context_lens)
-    together = 1.0 - ((place - other) / at_a_time) ** power
-    kept = 1.0 - (before[place - 1] - before[other] + context_lens[other]) / reach_tokens
-    return float(tokens[place] @ np.maximum(np.maximum(together, kept), 0.0))
+    apart = before[place - 1] - before[other] + context_lens[other]
+    return Followers(tokens[place], (place - other) / at_a_time, apart / l2_tokens, int(context_lens.sum()))

@@ -26,7 +26,7 @@ from revati.timing.jitter import KINDS, NO_JITTER, Jitter, Wait
 from revati.timing.launches import Launch, LaunchModel
 from revati.timing.schema import SCALED, TIMED
 from revati.timing.sglang_attention import sglang_shorter
-from revati.timing.sharing import L2_ENERGY_SAVED, Beginnings, SharingFit, token_bytes
+from revati.timing.sharing import L2_ENERGY_SAVED, Beginnings, SharingFit, followers, token_bytes
 from revati.timing.transfers import CollectiveModel, CopyModel
 
 # Kinds that a kernel's name and launch tell apart; the others have features of their own.
@@ -172,7 +172,9 @@ class KernelTimer:
         """Nobody measured what is saved on some GPUs: there nothing is said to be."""
         if self._sharing is None:
             return extrapolated(main)
-        share = self._sharing.found_share(beginnings, context_lens, self._at_a_time, self._l2_tokens)
+        share = self._sharing.found_share(
+            followers(beginnings, context_lens, self._at_a_time, self._l2_tokens)
+        )
         return main._replace(
             duration_us=main.duration_us * (1.0 - self._sharing.saved(share, decodes)),
             nbytes=main.nbytes * (1.0 - L2_ENERGY_SAVED * share),

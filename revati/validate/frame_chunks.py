@@ -32,7 +32,7 @@ COLUMNS = ("model", "quantization", "tensor_parallel_size", "pipeline_parallel_s
 # On the stack where the measured engines' forward passes begin: of `revati.profile.truth` with Python 3.12.
 MEASURED_WORDS = {"engine_core_words": 830, "worker_words": 238}
 # One after another: prompts of a batch that has graphs, and of one that has none.
-_PROMPTS, _OUTPUT, _APART_S = (100, 100, 100, 100, 900, 900, 900, 900), 3, 2.0
+_PROMPTS, _OUTPUT = (100, 100, 100, 100, 900, 900, 900, 900), 3
 
 # Model, quantization, tensor and pipeline parallel sizes
 Engine = tuple[str, str, int, int]
@@ -49,7 +49,7 @@ def engine_of(description: Mapping[str, Any]) -> Engine:
 
 def count(spec: DeploymentSpec, client: TemplateClient, folder: Path) -> Chunks:
     """Emulate a few requests and count."""
-    arrivals_s = _APART_S * np.arange(1, len(_PROMPTS) + 1)
+    arrivals_s = np.linspace(2.0, 16.0, len(_PROMPTS))
     workload = Workload("chunks", arrivals_s, np.array(_PROMPTS), np.full(len(_PROMPTS), _OUTPUT))
     result = client.run(spec, workload, folder)
     if result.status != "ok":

@@ -91,15 +91,11 @@ def ranks_of(phase: str, description: Mapping[str, Any]) -> int:
 def _pairs(costs: PhaseCosts, table: HostTable, description: Mapping[str, Any]) -> Pairs:
     stages = int(description["pipeline_parallel_size"])
     layers = math.ceil(model_shape(description["model"]).num_hidden_layers / stages)
-    ranks = [ranks_of(phase, description) for phase in costs.phases]
-    shapes = zip(costs.requests, costs.prompt_tokens, costs.prefills, strict=True)
-    expected = [
-        sum(
-            table.phase_us(phase, costs.kind, int(n), int(tokens), int(prefills), layers, count)
-            for phase, count in zip(costs.phases, ranks, strict=True)
-        )
-        for n, tokens, prefills in shapes
-    ]
+    shapes = np.column_stack([costs.requests, costs.prompt_tokens, costs.prefills])
+    expected = sum(
+        table.costs_us(phase, costs.kind, shapes, layers, ranks_of(phase, description))
+        for phase in costs.phases
+    )
     return np.column_stack([np.asarray(costs.cost_us, np.float64), expected])
 
 

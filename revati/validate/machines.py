@@ -29,6 +29,7 @@ from revati.profile.host_logs import Array
 from revati.validate import in_common
 from revati.validate.calibration import Calibration, calibrate
 from revati.validate.calibration_runs import engine_of, has_long_log
+from revati.validate.host_comparison import unslowed
 from revati.validate.machines_page import HostError, page
 from revati.validate.options import validation_dir
 from revati.validate.runs import Case, MeasuredRun, read_cases
@@ -142,7 +143,7 @@ def step_errors_pct(found: Slowdown, table: HostTable, engine: str) -> dict[tupl
 
     By kind of step, and whether several ranks work on it; of a step of `DECODES` or `WITH_PROMPT`.
     """
-    one = HostTable.load(name_for(CALIBRATED, engine), slowdown=1.0)
+    one = unslowed(name_for(CALIBRATED, engine))
     errors = {}
     for kind, ranked in sorted({(kind, ranked) for _, kind, ranked in found.factors}):
         logged = [phase for phase in STEP_PHASES if (phase, kind, ranked) in found.factors]

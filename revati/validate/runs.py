@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -262,7 +263,12 @@ def model_shape(name: str) -> ModelShape:
     Raises:
         Unsupported: there is none.
     """
-    known = {path.stem: path for path in sorted((paths.conf_dir() / "model").glob("*.yaml"))}
+    return _model_shape(name, paths.conf_dir() / "model")
+
+
+@cache  # all runs of a model ask for it
+def _model_shape(name: str, folder: Path) -> ModelShape:
+    known = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     key = re.sub(r"[^a-z0-9]", "", name.lower())
     for stem, path in known.items():
         if re.sub(r"[^a-z0-9]", "", stem.lower()) == key:

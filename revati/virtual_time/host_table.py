@@ -28,7 +28,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from revati import paths
 from revati.virtual_time.spread import Spread
@@ -82,6 +84,8 @@ _NEAREST = {
 _MESSAGES = ("input", "ipc", "frontend_submit")
 
 _RANKS = range(1, 65)
+# Tables are long, and an engine waits for its own when it starts.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Coefficients = tuple[float, float, float, float, float]
 
@@ -237,10 +241,7 @@ class HostTable:
         Raises:
             ValueError: a phase or kind that doesn't exist, or that the calibration didn't visit.
         """
-        try:
-            base, per_request, per_token, per_prefill, per_layer = self._costs[phase, kind]
-        except KeyError:
-            raise ValueError(self._unknown(phase, kind)) from None
+        base, per_request, per_token, per_prefill, per_layer = self._terms(phase, kind)
         cost = (
             base
             + per_request * num_reqs
@@ -249,6 +250,24 @@ class HostTable:
             + per_layer * num_layers
         )
         return cost if tp == 1 else cost * self._tp_factor(phase, kind, tp)
+
+    def costs_us(
+        self, phase: str, kind: str, shapes: NDArray[np.int64], num_layers: int = 0, tp: int = 1
+    ) -> NDArray[np.float64]:
+        """`phase_us` of many steps, (n,).
+
+        Args:
+            shapes: (n, 3), requests, prompt tokens and prefills of each.
+        """
+        base, per_request, per_token, per_prefill, per_layer = self._terms(phase, kind)
+        cost = base + shapes @ np.array([per_request, per_token, per_prefill]) + per_layer * num_layers
+        return np.asarray(cost * self._tp_factor(phase, kind, tp))
+
+    def _terms(self, phase: str, kind: str) -> Coefficients:
+        try:
+            return self._costs[phase, kind]
+        except KeyError:
+            raise ValueError(self._unknown(phase, kind)) from None
 
     def _tp_factor(self, phase: str, kind: str, tp: int) -> float:
         factors = self._tensor_parallel.get((phase, kind))
@@ -304,7 +323,7 @@ def _read(name: str, folder: Path) -> dict[str, Any]:
     if not path.exists():
         known = ", ".join(known_tables(folder)) or f"none in {folder}"
         raise ValueError(f"unknown host table {name!r}; known: {known}")
-    content = yaml.safe_load(path.read_text())
+    content = yaml.load(path.read_text(), _LOADER)
     if not isinstance(content, dict) or not ("phases" in content or "base" in content):
         raise ValueError(f"{path}: a host table holds 'phases', or a 'base' and a 'slowdown'")
     return content

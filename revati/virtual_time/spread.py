@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 
 PLACES = 256  # a draw is one of so many equally probable factors
@@ -46,14 +47,19 @@ def factors(spread: Sequence[float], positive: bool = True) -> Factors:
     low, middle, high, *of_stalls = spread
     stalls = _stalls(middle, of_stalls[1], _stalls_among(spread)) if of_stalls else []
     usual = PLACES - len(stalls)
-    normal = NormalDist()
-    at_90 = normal.inv_cdf(QUANTILES[-1])
     drawn = []
-    for place in range(usual):
-        z = normal.inv_cdf((place + 0.5) / usual) / at_90
+    for z in _scores(usual):
         value = middle + z * ((high - middle) if z > 0 else (middle - low))
         drawn.append(max(value, LEAST_FACTOR * middle) if positive else value)
     return (*drawn, *stalls)
+
+
+@cache
+def _scores(count: int) -> Sequence[float]:
+    """Normal deviates, equally probable, relative to that of the last quantile."""
+    normal = NormalDist()
+    at_90 = normal.inv_cdf(QUANTILES[-1])
+    return [normal.inv_cdf((place + 0.5) / count) / at_90 for place in range(count)]
 
 
 def _stalls_among(spread: Sequence[float]) -> int:

@@ -14,7 +14,7 @@ from revati.profile.sharing_fit import fit_sharing
 from revati.timing import KernelTimer, db
 from revati.timing.gpu import GpuLimits, load_limits
 from revati.timing.schema import ATTENTION_SHARING
-from revati.timing.sharing import Beginnings, SharingFit, found_tokens, token_bytes
+from revati.timing.sharing import Beginnings, SharingFit, followers, token_bytes
 from tests.timing.database import SHAPE
 
 FIT = SharingFit(decode=0.3, mixed=0.1, power=2.0, reach=1.5, rel_std=0.04)
@@ -26,8 +26,9 @@ def limits() -> GpuLimits:
 
 
 def found(groups: str, tokens: int, *, at_a_time: float = 1e-9, reach_tokens: float = 1e-9) -> float:
-    batch = Beginnings([ord(group) for group in groups], [tokens] * len(groups))
-    return found_tokens(batch, np.full(len(groups), 100), 2.0, at_a_time, reach_tokens)
+    beginnings = Beginnings([ord(group) for group in groups], [tokens] * len(groups))
+    batch = followers(beginnings, np.full(len(groups), 100), at_a_time, reach_tokens / FIT.reach)
+    return float(FIT.found_tokens(batch).sum())
 
 
 def test_requests_that_run_together_read_a_beginning_once() -> None:
@@ -45,7 +46,7 @@ def test_others_find_it_in_l2_unless_too_much_was_read_in_between() -> None:
 
 def test_steps_with_prompts_save_less() -> None:
     batch = Beginnings([7] * 4, [80] * 4)
-    share = FIT.found_share(batch, np.full(4, 100), 1e9, 1e9)
+    share = FIT.found_share(followers(batch, np.full(4, 100), 1e9, 1e9))
     decodes, mixed = (FIT.saved(share, alone) for alone in (True, False))
     assert decodes == pytest.approx(0.3 * 0.6)
     assert mixed == pytest.approx(0.1 * 0.6)
@@ -62,7 +63,7 @@ def test_what_was_measured_is_fitted(limits: GpuLimits, tmp_path: Path) -> None:
             contexts, shared = [context] * len(query), context - 100
             batch = Beginnings([at % max(1, groups) for at in range(len(query))], [shared] * len(query))
             l2_tokens = limits.l2_bytes / token_bytes(heads, 128, "bfloat16")
-            share = FIT.found_share(batch, np.array(contexts), limits.sm_count / heads, l2_tokens)
+            share = FIT.found_share(followers(batch, np.array(contexts), limits.sm_count / heads, l2_tokens))
             saved = FIT.saved(share, not prompt) if groups else 0.0
             rows.append(
                 {"num_q_heads": heads, "num_kv_heads": heads, "head_dim": 128, "dtype": "bfloat16"}
