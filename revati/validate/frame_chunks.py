@@ -29,8 +29,10 @@ from revati.workload import Workload
 
 FILE = "frame_chunks.csv"
 COLUMNS = ("model", "quantization", "tensor_parallel_size", "pipeline_parallel_size", "kind", "frame_chunks")
-# On the stack where the measured engines' forward passes begin: of `revati.profile.truth` with Python 3.12.
+# On the stack where forward passes begin, with vLLM 0.26 and Python 3.12: of the measured engines, which
+# `revati.profile.truth` logs in processes forked from its own, and of `vllm serve`, which spawns them.
 MEASURED_WORDS = {"engine_core_words": 830, "worker_words": 238}
+SERVED_WORDS = {"engine_core_words": 311, "worker_words": 212}
 # One after another: prompts of a batch that has graphs, and of one that has none.
 _PROMPTS, _OUTPUT = (100, 100, 100, 100, 900, 900, 900, 900), 3
 

@@ -26,10 +26,12 @@ from revati import paths
 from revati.profile.host_fit import LEVELS
 from revati.profile.host_in_common import shares
 from revati.profile.host_logs import Array
-from revati.validate import in_common
+from revati.validate import in_common, launches
 from revati.validate.calibration import Calibration, calibrate
 from revati.validate.calibration_runs import engine_of, has_long_log
+from revati.validate.frame_chunks import MEASURED_WORDS, SERVED_WORDS
 from revati.validate.host_comparison import unslowed
+from revati.validate.launches import Launch
 from revati.validate.machines_page import HostError, page
 from revati.validate.options import validation_dir
 from revati.validate.runs import Case, MeasuredRun, read_cases
@@ -55,12 +57,14 @@ class Slowdown:
 
     common: relative to the calibrated table at slowdown 1, by the phases that every engine's core runs.
     factors: on it, by phase and kind. runs: whose step logs told. together: how steps of each correlate.
+    launches: of forward passes, by engine process.
     """
 
     common: float
     factors: Mapping[Column, float]
     runs: Sequence[str]
     together: Sequence[Array] = ()
+    launches: Sequence[Launch] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +91,14 @@ def machines_of(cases: Sequence[Case]) -> list[Machine]:
     return [machine for machine in found if machine.by_engine]
 
 
-def typical(machines: Sequence[Machine], engine: str) -> dict[str, Any]:
-    """An engine's table of a host as slow as the median of some machines and of the calibrated ones."""
+def typical(
+    machines: Sequence[Machine], engine: str, words: Mapping[str, int] = SERVED_WORDS
+) -> dict[str, Any]:
+    """An engine's table of a host as slow as the median of some machines and of the calibrated ones.
+
+    Args:
+        words: on the stack below a forward pass, by the fields of `ChunkCosts`.
+    """
     base = name_for(CALIBRATED, engine)
     known = read_table(base)
     calibrated = {name: HostTable.load(name).slowdown for name in (name_for(CALIBRATED, e) for e in ENGINES)}
@@ -103,9 +113,14 @@ def typical(machines: Sequence[Machine], engine: str) -> dict[str, Any]:
         of_runs = {str(entry.get("run")) for entry in known["provenance"]}
         measured_on = [found.common for machine, found in logged if of_runs & set(machine.cases)]
         content["pipeline_slowdown"] = _rounded(median(measured_on or slowdowns))
-    content["factor_of"], content["tensor_parallel"] = _factors(
-        [found.factors for _, found in logged], known.get("tensor_parallel", {})
-    )
+    factors = [dict(found.factors) for _, found in logged]
+    if costs := launches.fit([launch for _, found in logged for launch in found.launches]):
+        content["phases"] = {"execute": launches.table_rows(costs, known["phases"]["execute"])}
+        content["frame_chunks"] = {"us": round(costs.chunk, _DIGITS), **words}
+        for of_machine, (_, found) in zip(factors, logged, strict=True):
+            for (kind, ranked), factor in launches.factors(found.launches, costs).items():
+                of_machine["execute", kind, ranked] = factor
+    content["factor_of"], content["tensor_parallel"] = _factors(factors, known.get("tensor_parallel", {}))
     if together := [run for _, found in logged for run in found.together]:
         content["in_common"] = shares(together)
     content["provenance"] = [
@@ -126,7 +141,7 @@ def typical(machines: Sequence[Machine], engine: str) -> dict[str, Any]:
 def table_of_others(machines: Sequence[Machine], name: str | None, engine: str, folder: Path) -> Path:
     """Write an engine's table of all machines but one into a folder."""
     others = [machine for machine in machines if machine.name != name]
-    return write(typical(others, engine), folder / f"all_but_{name}_{engine}.yaml")
+    return write(typical(others, engine, MEASURED_WORDS), folder / f"all_but_{name}_{engine}.yaml")
 
 
 def unseen(cases: Sequence[Case], machines: Sequence[Machine], folder: Path) -> list[Case]:
@@ -149,11 +164,16 @@ def step_errors_pct(found: Slowdown, table: HostTable, engine: str) -> dict[tupl
         logged = [phase for phase in STEP_PHASES if (phase, kind, ranked) in found.factors]
         if "execute" in logged:
             shape = (kind, *(DECODES if kind in ("full", "eager") else WITH_PROMPT), 2 if ranked else 1)
-            real_us = found.common * sum(
-                found.factors[phase, kind, ranked] * one.phase_us(phase, *shape) for phase in logged
-            )
-            said_us = sum(table.phase_us(phase, *shape) for phase in logged)
-            errors[kind, ranked] = 100 * (said_us / real_us - 1)
+            real_us = {
+                phase: found.factors[phase, kind, ranked] * one.phase_us(phase, *shape) for phase in logged
+            }
+            said_us = {phase: table.phase_us(phase, *shape) for phase in logged}
+            if own := [
+                launch for launch in found.launches if (launch.kind, launch.ranks > 1) == (kind, ranked)
+            ]:
+                real_us["execute"] = fmean(launch.us for launch in own)
+                said_us["execute"] = fmean(launches.said_us(launch, table) for launch in own)
+            errors[kind, ranked] = 100 * (sum(said_us.values()) / (found.common * sum(real_us.values())) - 1)
     return errors
 
 
@@ -186,6 +206,7 @@ def _slowdown(runs: Iterable[MeasuredRun], engine: str) -> Slowdown | None:
     costs: dict[Column, list[float]] = {}
     used: list[str] = []
     together: list[Array] = []
+    launched: list[tuple[Mapping[str, Any], str, float]] = []
     for members in processes.values():
         found = calibrate([run.folder for run in members], name_for(CALIBRATED, engine))
         if found is None:
@@ -197,11 +218,17 @@ def _slowdown(runs: Iterable[MeasuredRun], engine: str) -> Slowdown | None:
         (of_one_gpu if one_gpu else of_several).append(found.slowdown)
         for column, slowdown in _columns(found, members[0].description):
             costs.setdefault(column, []).append(slowdown)
+            if column[0] == "execute":
+                launched.append((members[0].description, column[1], slowdown))
     if not used:
         return None
     common = median(of_one_gpu or of_several)
     factors = {key: median(values) / common for key, values in sorted(costs.items())}
-    return Slowdown(common, factors, used, together)
+    known = [
+        launches.launch_of(description, kind, slowdown / common, unslowed(name_for(CALIBRATED, engine)))
+        for description, kind, slowdown in launched
+    ]
+    return Slowdown(common, factors, used, together, [launch for launch in known if launch is not None])
 
 
 def _columns(found: Calibration, description: Mapping[str, Any]) -> Iterator[tuple[Column, float]]:

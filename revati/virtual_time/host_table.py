@@ -9,12 +9,13 @@ holds a linear model in µs:
 A host that shares its cores with neighbours sits on slower plateaus for seconds or for good, so a table
 names several *slowdowns* (``quiet``, ``typical``, ``busy``: quantiles over the calibration, or over
 machines) and the one that it uses. The latency of waking a thread doesn't follow it. A file that names a
-``base`` table changes only what it says, such as the slowdown, or by ``slowdown_of`` and ``spread_of`` those
-of single phases and kinds; ``factor_of`` are factors on the slowdown.  A ``spread`` are the 10 %, 50 % and
-90 % quantiles of a cost relative to the model, and of a host that stalls two more numbers: the share of the
-times when it does, and what such a time costs in the mean, relative to the model, too.  ``in_common`` says
-which shares of their variance a process's phases have in common, by for how many steps.  ``frame_chunks``
-are `ChunkCosts`; a table without them has phases that include those of the engine it was calibrated on.
+``base`` table changes only what it says, such as the slowdown, single kinds of ``phases``, or by
+``slowdown_of`` and ``spread_of`` those of single ones; ``factor_of`` are factors on the slowdown.  A
+``spread`` are the 10 %, 50 % and 90 % quantiles of a cost relative to the model, and of a host that stalls
+two more numbers: the share of the times when it does, and what such a time costs in the mean, relative to
+the model, too.  ``in_common`` says which shares of their variance a process's phases have in common, by for
+how many steps.  ``frame_chunks`` are `ChunkCosts`; the phases of a table without them hold those of the
+engine that it was calibrated on.
 
 Where each pipeline stage is an engine with a scheduler of its own, a table has a section ``pipeline`` of
 phases, which replace those of the same name where there are several stages.  ``pipeline_slowdown`` is that
@@ -299,7 +300,13 @@ class HostTable:
 def read_table(name: str, folder: Path | None = None) -> dict[str, Any]:
     """What a table's file says, completed by those that it is based on; raises as `HostTable.load`."""
     content = _read(name, folder or paths.conf_dir() / "host")
-    return read_table(str(content["base"]), folder) | content if "base" in content else content
+    if "base" not in content:
+        return content
+    of_base = read_table(str(content["base"]), folder)
+    phases = dict(of_base["phases"])
+    for phase, kinds in content.get("phases", {}).items():
+        phases[phase] = {**phases.get(phase, {}), **kinds}
+    return of_base | content | {"phases": phases}
 
 
 def base_of(name: str, folder: Path | None = None) -> str:
