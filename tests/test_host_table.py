@@ -35,6 +35,27 @@ def test_slowdown_scales_work_but_not_latency() -> None:
     assert table(2.0).phase_us("ipc", "idle", num_tokens=1000) == pytest.approx(700 + 2 * 100)
 
 
+def test_chunks_of_the_frame_stack_cost_as_much_in_any_step() -> None:
+    words = {"engine_core_words": 800, "worker_words": 200}
+    slow = HostTable("t", PHASE, 2.0, frame_chunks={"us": 10.0, **words})
+    assert slow.frame_chunks is not None
+    assert slow.frame_chunks.engine_core_words == 800
+    host, plain = TableHost(slow, 1, 1), TableHost(table(2.0), 1, 1)
+    steps = [StepShape("full", 1, frame_chunks=chunks) for chunks in (0, 3)]
+    without, with_chunks = (host.phase_ns("execute", step) for step in steps)
+    assert with_chunks == (without or 0) + 3 * 2 * 10_000
+    assert plain.phase_ns("execute", steps[1]) == without, "a part of its phases"
+
+
+def test_a_table_may_replace_single_kinds_of_its_base(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "slowdown: 1.0\nphases: {execute: {full: {base_us: 1.0}, eager: {base_us: 2.0}}}\n"
+    )
+    (tmp_path / "own.yaml").write_text("base: base\nphases: {execute: {eager: {base_us: 5.0}}}\n")
+    own = HostTable.load("own", tmp_path)
+    assert [own.phase_us("execute", kind) for kind in ("full", "eager")] == [1.0, 5.0]
+
+
 @pytest.mark.parametrize(("ranks", "factor"), [(1, 1.0), (2, 1.2), (3, 1.2), (4, 1.5), (8, 1.5)])
 def test_ranks_wait_for_the_slowest(ranks: int, factor: float) -> None:
     assert table().phase_us("execute", "full", tp=ranks) == pytest.approx(100 * factor)

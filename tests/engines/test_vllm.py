@@ -25,6 +25,7 @@ from revati.engines.vllm.start import SHARE_VARIABLE
 from revati.spec import DeploymentSpec, HostSpec
 from revati.validate.options import validation_dir
 from revati.validate.runs import model_shape
+from revati.virtual_time.host_table import PHASES
 from revati.workload import LognormalLengths, Sessions, SharedPrefixes, Workload
 from tests.engines.prefixes import cached_tokens
 
@@ -260,7 +261,7 @@ def test_required_provenance_is_enforced(
     assert "interpolated" in result.reason
 
 
-@pytest.mark.parametrize("tensor_parallel_size", [1, 2])
+@pytest.mark.parametrize("tensor_parallel_size", [pytest.param(1, marks=pytest.mark.matrix), 2])
 def test_pipeline_stages_work_on_different_steps_at_once(
     client: TemplateClient,
     make_spec: MakeSpec,
@@ -291,6 +292,33 @@ def test_pipeline_stages_work_on_different_steps_at_once(
     copied = kernels[kernels["name"] == "copy d2d"]["shape"]
     assert len(copied) > 0
     assert f"{table_bytes} bytes" not in set(copied)
+
+
+def test_launches_cost_more_where_their_frames_begin_chunks_of_the_stack(
+    client: TemplateClient, make_spec: MakeSpec, workload: Workload, tmp_path: Path
+) -> None:
+    chunk_us = 50.0
+    steps = {}
+    for name, words in (("fits", 300), ("full", 1900)):
+        host = tmp_path / f"{name}.yaml"
+        chunks = {"us": chunk_us, "engine_core_words": words, "worker_words": words}
+        quiet = {phase: {"any": [1.0, 1.0, 1.0]} for phase in PHASES}
+        host.write_text(
+            json.dumps({"base": "h200_xeon", "slowdown": 1, "frame_chunks": chunks, "spread_of": quiet})
+        )
+        result = client.run(make_spec(host=HostSpec(str(host))), workload, tmp_path / name)
+        assert result.status == "ok", result.reason
+        phases = pq.read_table(tmp_path / name / "phases.parquet").to_pandas().query("phase == 'execute'")
+        steps[name] = phases[phases.kind == "piecewise"]
+    assert steps["fits"].frame_chunks.max() == 0
+    begun = steps["full"].frame_chunks.to_numpy()
+    assert begun[0] == 0, "not watched yet"
+    assert begun[2:].min() == begun[2:].max() > 2, "each of two layers begins some"
+    spent_us = {
+        name: (one.end_us - one.begin_us - 71.3468 * one.prefills).iloc[3:].min()
+        for name, one in steps.items()
+    }
+    assert spent_us["full"] - spent_us["fits"] == pytest.approx(chunk_us * begun[-1], rel=0.2)
 
 
 def test_measured_mode_charges_this_machines_time(
