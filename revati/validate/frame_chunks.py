@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,16 +25,17 @@ import yaml
 from revati.deployment.mixed import TemplateClient, TemplateServer
 from revati.spec import DeploymentSpec, HostSpec
 from revati.validate.options import validation_dir
-from revati.validate.runs import Case, read_cases
+from revati.validate.runs import Case, model_shape, read_cases
 from revati.workload import Workload
 
 FILE = "frame_chunks.csv"
 COLUMNS = ("model", "quantization", "tensor_parallel_size", "pipeline_parallel_size", "kind", "frame_chunks")
 # On the stack where forward passes begin, with vLLM 0.26 and Python 3.12: of the measured engines, which
 # `revati.profile.truth` logs in processes forked from its own, and of `vllm serve`, which spawns them.
-MEASURED_WORDS = {"engine_core_words": 830, "worker_words": 238}
-SERVED_WORDS = {"engine_core_words": 311, "worker_words": 212}
+MEASURED_WORDS = {"engine_core_words": 849, "worker_words": 257}
+SERVED_WORDS = {"engine_core_words": 330, "worker_words": 231}
 # One after another: prompts of a batch that has graphs, and of one that has none.
+JOBS = 2
 _PROMPTS, _OUTPUT = (100, 100, 100, 100, 900, 900, 900, 900), 3
 
 # Model, quantization, tensor and pipeline parallel sizes
@@ -44,9 +46,9 @@ Chunks = Mapping[str, int]
 
 def engine_of(description: Mapping[str, Any]) -> Engine:
     """What decides how large an engine's frames are; ``description`` is a run's run.json."""
-    sizes = (int(description[f"{kind}_parallel_size"]) for kind in ("tensor", "pipeline"))
-    tensor, pipeline = sizes
-    return description["model"], description["engine_args"].get("quantization") or "", tensor, pipeline
+    tensor, pipeline = (int(description[f"{kind}_parallel_size"]) for kind in ("tensor", "pipeline"))
+    model = model_shape(description["model"]).name
+    return model, description["engine_args"].get("quantization") or "", tensor, pipeline
 
 
 def count(spec: DeploymentSpec, client: TemplateClient, folder: Path) -> Chunks:
@@ -77,19 +79,24 @@ def main() -> int:
     for case in read_cases([folder / "runs"]):
         if case.description["engine"] == "vllm" and not case.description["engine_args"].get("enforce_eager"):
             engines.setdefault(engine_of(case.description), case)
-    with TemporaryDirectory() as out, (folder / FILE).open("w", newline="") as file:
+    names = sorted(engines)
+    with TemporaryDirectory() as out:
         host = Path(out) / "counting.yaml"
         host.write_text(yaml.safe_dump({"base": "h200_xeon", "frame_chunks": {"us": 1.0, **MEASURED_WORDS}}))
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        with TemplateServer(Path(out) / "logs", ["vllm"]) as server:
-            for engine, case in sorted(engines.items()):
+        with TemplateServer(Path(out) / "logs", ["vllm"]) as server, ThreadPoolExecutor(JOBS) as pool:
+
+            def counted(case: Case) -> Chunks:
                 spec = replace(case, calibrated=None, host=str(host)).spec(HostSpec("h200_xeon"))
-                for kind, chunks in count(
-                    spec, TemplateClient(server.socket_path), Path(out) / case.name
-                ).items():
-                    writer.writerow((*engine, kind, chunks))
-                    print(*engine, kind, chunks, flush=True)
+                return count(spec, TemplateClient(server.socket_path), Path(out) / case.name)
+
+            with (folder / FILE).open("w", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(COLUMNS)
+                for engine, found in zip(
+                    names, pool.map(counted, [engines[name] for name in names]), strict=True
+                ):
+                    writer.writerows((*engine, kind, chunks) for kind, chunks in found.items())
+                    print(*engine, found, flush=True)
     return 0
 
 
