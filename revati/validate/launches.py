@@ -116,7 +116,7 @@ def table_rows(costs: LaunchCosts, calibrated: Mapping[str, Mapping[str, Any]]) 
     requests, tokens, prefills = SHAPE
     rows = {}
     for kind in KINDS:
-        row = dict(calibrated[kind])
+        row = {name: value for name, value in calibrated[kind].items() if name != "samples"}
         of_shape_us = (
             requests * row.get("per_request_us", 0.0)
             + tokens * row.get("per_token_us", 0.0)

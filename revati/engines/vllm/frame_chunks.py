@@ -53,11 +53,12 @@ class FrameChunks:
             yield
             return
         stack = FrameStack(costs.worker_words if self._own_process else costs.engine_core_words, _root())
+        before = sys.getprofile()
         sys.setprofile(stack.observe)
         try:
             yield
         finally:
-            sys.setprofile(None)
+            sys.setprofile(before)
         self._looks[step.kind], self._begun[step.kind] = looks + 1, stack.begun
 
 
