@@ -156,14 +156,13 @@ class KernelTimer:
         SGLang's was compared in decodes only.
         """
         main, combine = self._attention.estimate(query_lens, context_lens, use == "graph")
-        decodes = bool(query_lens.sum() == len(query_lens))
-        if use == "sglang" and decodes:
+        if use == "sglang" and _decodes(query_lens):
             requests = len(query_lens)
             main, combine = (
                 own.of(theirs, requests) for own, theirs in zip(self._sglang, (main, combine), strict=True)
             )
         if beginnings is not None:
-            main = self._from_l2(main, beginnings, context_lens, decodes)
+            main = self._from_l2(main, beginnings, context_lens, _decodes(query_lens))
         return self._varying(main), self._varying(combine)
 
     def _from_l2(
@@ -180,6 +179,10 @@ class KernelTimer:
             nbytes=main.nbytes * (1.0 - L2_ENERGY_SAVED * share),
             rel_std=math.hypot(main.rel_std, self._sharing.rel_std),
         )
+
+
+def _decodes(query_lens: NDArray[np.int64]) -> bool:
+    return bool(query_lens.sum() == len(query_lens))
 
 
 def _gap_us(measured: pa.Table, between: str, default_us: float) -> float:

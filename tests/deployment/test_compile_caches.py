@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 
 # All requests at once, by which the GPU is at its power limit soon.
 OFFLINE = ("-m", "revati.emulate", "+model=llama32_3b", "workload=offline", "workload.num_requests=60")

@@ -186,6 +186,7 @@ def test_narrow_limits_bind(
     assert executed.prompt_tokens.max() <= 512
 
 
+@pytest.mark.matrix  # ranks in stages are not
 def test_tensor_parallel_ranks_are_folded_into_one_process(
     client: TemplateClient, make_spec: MakeSpec, workload: Workload, out_dir: Path
 ) -> None:
