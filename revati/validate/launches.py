@@ -57,14 +57,14 @@ class LaunchCosts:
 def launch_of(
     description: Mapping[str, Any], kind: str, slowdown: float, calibrated: HostTable
 ) -> Launch | None:
-    """From the slowdown of an engine process; None if its frames were never counted.
+    """From the slowdown of an engine process; None if its frames were never counted, nor those of any SGLang.
 
     Args:
         description: the run.json of one of its runs.
         slowdown: relative to its machine's, and to the calibrated table at slowdown 1.
     """
     engine, counts = engine_of(description), _counted()
-    if kind not in KINDS or kind not in counts.get(engine, {}):
+    if description["engine"] != "vllm" or kind not in KINDS or kind not in counts.get(engine, {}):
         return None
     _, _, ranks, stages = engine
     layers = -(-model_shape(description["model"]).num_hidden_layers // stages)

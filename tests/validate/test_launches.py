@@ -55,6 +55,7 @@ def test_rows_say_what_was_fitted() -> None:
 
 def test_the_measured_engines_were_counted() -> None:
     description = {
+        "engine": "vllm",
         "model": "llama32_3b",
         "engine_args": {},
         "tensor_parallel_size": 1,
@@ -64,5 +65,6 @@ def test_the_measured_engines_were_counted() -> None:
     assert launch is not None
     assert launch.chunks > 28, "more than one a layer"
     assert launches.launch_of(description, "full", 2.0, HostTable.load("h200_xeon", slowdown=1.0)) is None
-    unknown = description | {"tensor_parallel_size": 16}
-    assert launches.launch_of(unknown, "piecewise", 2.0, HostTable.load("h200_xeon", slowdown=1.0)) is None
+    for unknown in ({"tensor_parallel_size": 16}, {"engine": "sglang"}):
+        other = description | unknown
+        assert launches.launch_of(other, "piecewise", 2.0, HostTable.load("h200_xeon", slowdown=1.0)) is None
