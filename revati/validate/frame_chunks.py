@@ -2,9 +2,9 @@
 
     python -m revati.validate.frame_chunks
 
-Emulates each deployment of validation/runs with a few requests, and writes validation/frame_chunks.csv: a row
-a kind of step of each.  It is what tells costs that an engine's frames make from those of its machine
-(`revati.validate.machines`).
+Emulates each deployment of validation/runs in one stage with a few requests, and writes
+validation/frame_chunks.csv: a row a kind of step of each.  It tells costs that an engine's frames make
+from those of its machine (`revati.validate.machines`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from revati.validate.runs import Case, model_shape, read_cases
 from revati.workload import Workload
 
 FILE = "frame_chunks.csv"
-COLUMNS = ("model", "quantization", "tensor_parallel_size", "pipeline_parallel_size", "kind", "frame_chunks")
+COLUMNS = ("model", "quantization", "tensor_parallel_size", "kind", "frame_chunks")
 # On the stack where forward passes begin, with vLLM 0.26 and Python 3.12: of the measured engines, which
 # `revati.profile.truth` logs in processes forked from its own, and of `vllm serve`, which spawns them.
 MEASURED_WORDS = {"engine_core_words": 849, "worker_words": 257}
@@ -38,17 +38,16 @@ SERVED_WORDS = {"engine_core_words": 330, "worker_words": 231}
 JOBS = 2
 _PROMPTS, _OUTPUT = (100, 100, 100, 100, 900, 900, 900, 900), 3
 
-# Model, quantization, tensor and pipeline parallel sizes
-Engine = tuple[str, str, int, int]
+# Model, quantization, tensor-parallel size
+Engine = tuple[str, str, int]
 # Frame chunks by kind of step
 Chunks = Mapping[str, int]
 
 
-def engine_of(description: Mapping[str, Any]) -> Engine:
-    """What decides how large an engine's frames are; ``description`` is a run's run.json."""
-    tensor, pipeline = (int(description[f"{kind}_parallel_size"]) for kind in ("tensor", "pipeline"))
-    model = model_shape(description["model"]).name
-    return model, description["engine_args"].get("quantization") or "", tensor, pipeline
+def framed(description: Mapping[str, Any]) -> Engine:
+    """What decides how large an engine's frames are; ``description`` is a run's run.json, in one stage."""
+    model, quantization = description["model"], description["engine_args"].get("quantization")
+    return model_shape(model).name, quantization or "", int(description["tensor_parallel_size"])
 
 
 def count(spec: DeploymentSpec, client: TemplateClient, folder: Path) -> Chunks:
@@ -66,9 +65,8 @@ def read(path: Path) -> Mapping[Engine, Chunks]:
     """Read frame_chunks.csv."""
     found: dict[Engine, dict[str, int]] = {}
     with path.open(newline="") as file:
-        for model, quantization, tensor, pipeline, kind, chunks in list(csv.reader(file))[1:]:
-            engine = model, quantization, int(tensor), int(pipeline)
-            found.setdefault(engine, {})[kind] = int(chunks)
+        for model, quantization, ranks, kind, chunks in list(csv.reader(file))[1:]:
+            found.setdefault((model, quantization, int(ranks)), {})[kind] = int(chunks)
     return found
 
 
@@ -77,8 +75,10 @@ def main() -> int:
     folder = validation_dir()
     engines: dict[Engine, Case] = {}
     for case in read_cases([folder / "runs"]):
-        if case.description["engine"] == "vllm" and not case.description["engine_args"].get("enforce_eager"):
-            engines.setdefault(engine_of(case.description), case)
+        told = case.description
+        one_stage = told["engine"] == "vllm" and told["pipeline_parallel_size"] == 1
+        if one_stage and not told["engine_args"].get("enforce_eager"):
+            engines.setdefault(framed(told), case)
     names = sorted(engines)
     with TemporaryDirectory() as out:
         host = Path(out) / "counting.yaml"

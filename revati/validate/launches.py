@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls  # type: ignore[import-untyped]
 
-from revati.validate.frame_chunks import FILE, Chunks, Engine, engine_of, read
+from revati.validate.frame_chunks import FILE, Chunks, Engine, framed, read
 from revati.validate.options import validation_dir
 from revati.validate.runs import model_shape
 from revati.virtual_time.host_table import HostTable
@@ -30,7 +30,7 @@ _DIGITS = 1
 class Launch:
     """What it cost an engine process to launch a step of a kind and of `SHAPE`, over its machine's slowdown.
 
-    layers: of a worker. ranks: tensor-parallel ones. ranks_factor: of the calibrated table, for so many.
+    ranks: tensor-parallel ones. ranks_factor: of the calibrated table, for so many.
     """
 
     engine: Engine
@@ -60,14 +60,14 @@ def launch_of(
     """From the slowdown of an engine process; None if its frames were never counted, nor those of any SGLang.
 
     Args:
-        description: the run.json of one of its runs.
+        description: the run.json of one of its runs, in one stage.
         slowdown: relative to its machine's, and to the calibrated table at slowdown 1.
     """
-    engine, counts = engine_of(description), _counted()
+    engine, counts = framed(description), _counted()
     if description["engine"] != "vllm" or kind not in KINDS or kind not in counts.get(engine, {}):
         return None
-    _, _, ranks, stages = engine
-    layers = -(-model_shape(description["model"]).num_hidden_layers // stages)
+    _, _, ranks = engine
+    layers = model_shape(description["model"]).num_hidden_layers
     alone_us, us = (calibrated.phase_us("execute", kind, *SHAPE, layers, count) for count in (1, ranks))
     return Launch(engine, kind, layers, ranks, us / alone_us, counts[engine][kind], slowdown * us)
 
@@ -76,8 +76,7 @@ def fit(launches: Sequence[Launch]) -> LaunchCosts | None:
     """From engines on one GPU, each counting once; None where they are too few."""
     grouped: dict[tuple[str, Engine], list[Launch]] = {}
     for launch in launches:
-        _, _, ranks, stages = launch.engine
-        if ranks * stages == 1:
+        if launch.ranks == 1:
             grouped.setdefault((launch.kind, launch.engine), []).append(launch)
     told = {kind: [members for (one, _), members in grouped.items() if one == kind] for kind in KINDS}
     if min(map(len, told.values())) < LEAST_ENGINES:

@@ -13,7 +13,7 @@ ENGINES = ((28, 196), (32, 160), (36, 1), (48, 538), (64, 1))  # layers, chunks
 
 
 def launched(layers: int, chunks: int, kind: str, slower: float = 1.0, ranks: int = 1) -> Launch:
-    engine = f"layers{layers} chunks{chunks}", "", ranks, 1
+    engine = f"layers{layers} chunks{chunks}", "", ranks
     us = slower * COSTS.without_chunks_us(kind, layers) * (0.8 if ranks > 1 else 1.0) + COSTS.chunk * chunks
     return Launch(engine, kind, layers, ranks, 0.8 if ranks > 1 else 1.0, chunks, us)
 
@@ -59,7 +59,6 @@ def test_the_measured_engines_were_counted() -> None:
         "model": "llama32_3b",
         "engine_args": {},
         "tensor_parallel_size": 1,
-        "pipeline_parallel_size": 1,
     }
     launch = launches.launch_of(description, "piecewise", 2.0, HostTable.load("h200_xeon", slowdown=1.0))
     assert launch is not None
