@@ -9,7 +9,8 @@ A DIR holds one engine's logs as `host_calibration` writes them. A phase's cost 
 
 with coefficients that are never negative, fitted to the least absolute relative deviation. A shared host
 moves between plateaus for seconds at a time, so every half second has a slowdown of its own, which is
-taken out before the fit (1: the quietest engine) and reported as levels of the table.
+taken out before the fit (1: the quietest engine) and reported as levels of the table. So are the chunks of
+Python's frame stack that an engine's launches begin, where models of three depths tell what one costs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from revati.profile.host_chunks import chunk_us
 from revati.profile.host_in_common import of_decodes, shares
 from revati.profile.host_logs import Array, Run, joined_requests, kinds, load_run, phase_costs, waits_us
 from revati.profile.host_model import fit
@@ -60,9 +62,9 @@ def make_table(
 ) -> dict[str, Any]:
     """Build the table that `HostTable` reads, from runs of one GPU, of tensor ranks and of two stages."""
     set_slowdowns(runs, reference)
-    phases = (
-        fit(collect(runs)) | fit(message_samples(runs)) | worker_messages(ranked) | pipeline_costs(pipelines)
-    )
+    each_chunk_us = chunk_us(runs)
+    phases = fit(collect(runs, each_chunk_us)) | fit(message_samples(runs))
+    phases |= worker_messages(ranked) | pipeline_costs(pipelines)
     wait, waits = waits_us(runs)
     for entry in phases["wake"].values():
         entry["latency_us"] = round(wait, 1)
@@ -80,7 +82,8 @@ def make_table(
         "slowdowns": {level: round(float(np.quantile(slowdowns, q)), 3) for level, q in LEVELS.items()},
         "level": "typical",
         "in_common": shares(map(together, runs)),
-        "tensor_parallel": tensor_parallel_factors(ranked, phases),
+        "tensor_parallel": tensor_parallel_factors(ranked, phases, each_chunk_us),
+        **({"frame_chunks": {"us": round(each_chunk_us, 3)}} if each_chunk_us else {}),
         "gpu_wait_us": {"median": round(wait, 1), "samples": waits},
         "provenance": [
             {

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from revati.profile.host_chunks import FAULTS, KINDS
 from revati.profile.host_logs import Array, Run, step_features
 from revati.profile.host_model import TERMS, Phases, predicted
 from revati.profile.regression import least_absolute_relative
@@ -15,16 +16,19 @@ from revati.profile.worker_calls import turnaround
 Factors = dict[str, dict[str, dict[int, float]]]
 
 
-def tensor_parallel_factors(runs: list[Run], phases: Phases) -> Factors:
+def tensor_parallel_factors(runs: list[Run], phases: Phases, chunk_us: float = 0.0) -> Factors:
     """Costs of tensor-parallel engines relative to what the table says for one GPU: phase → kind → ranks.
 
     Workers have processes of their own there. `execute` is the slowest rank's execute_model, `sample` its
     sample_tokens; `schedule` and `update` run in a core that has its caches to itself. The slowdown of these
     runs counts as 1. Above the measured numbers of ranks the last doubling is repeated once.
+
+    Args:
+        chunk_us: what each chunk of Python's frame stack is of launches, which is left out.
     """
     factors: Factors = {}
     for run in sorted(runs, key=lambda run: run.tensor_parallel_size):
-        for (phase, kind), ratio in rank_ratios(run, phases).items():
+        for (phase, kind), ratio in rank_ratios(run, phases, chunk_us).items():
             factors.setdefault(phase, {}).setdefault(kind, {})[run.tensor_parallel_size] = round(ratio, 3)
     for by_kind in factors.values():
         for given in by_kind.values():
@@ -33,7 +37,7 @@ def tensor_parallel_factors(runs: list[Run], phases: Phases) -> Factors:
     return factors
 
 
-def rank_ratios(run: Run, phases: Phases) -> dict[tuple[str, str], float]:
+def rank_ratios(run: Run, phases: Phases, chunk_us: float) -> dict[tuple[str, str], float]:
     """Median cost of one tensor-parallel run relative to the table, by phase and kind."""
     tables = [pq.read_table(path) for path in sorted(run.folder.glob("worker_*.parquet"))]
     fewest = min(len(table) for table in tables)
@@ -46,7 +50,8 @@ def rank_ratios(run: Run, phases: Phases) -> dict[tuple[str, str], float]:
     kind[tokens == 0] = "idle"
     begin, end = (np.stack([r[f"execute_{edge}_s"] for r in ranks]) for edge in ("begin", "end"))
     sampling = np.stack([r["sample_end_s"] - r["sample_begin_s"] for r in ranks]).max(axis=0)
-    execute = (end - begin).max(axis=0)
+    faults = np.stack([r.get(FAULTS, np.zeros(fewest)) for r in ranks])
+    execute = (end - begin - 1e-6 * chunk_us * np.where(np.isin(kind, KINDS), faults, 0)).max(axis=0)
     s = run.steps
     core_kind = np.where(s["prefill_requests"] > 0, "prefill", "full")
     core_kind[(s["scheduled_tokens"] == 0) | (s["scheduled_tokens"] > largest_graph)] = ""
