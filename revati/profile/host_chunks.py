@@ -1,8 +1,9 @@
-"""What a chunk of Python's frame stack costs a target's host, told from engines that begin different numbers.
+"""What a chunk of Python's frame stack costs a target's host.
 
 A forward pass that no single graph holds begins as many chunks as its engine's frames happen to make it
-(see `revati.engines.vllm.frame_chunks`), and each is a page fault in the engine's log.  With the chunks taken
-out, what is left of launches goes by layers, and holds for models that were not calibrated on, too.
+(see `revati.engines.vllm.frame_chunks`), and each is a page fault in the engine's log.  The calibration
+serves the same prompts at many depths of the stack, where they begin different numbers.  With the chunks
+taken out, what is left of launches goes by layers, and holds for models that were not calibrated on, too.
 """
 
 from __future__ import annotations
@@ -10,38 +11,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from revati.profile.host_logs import Array, Run, kinds, phase_costs, queue_is_full, step_features
+from revati.profile.host_load import AT_DEPTH
+from revati.profile.host_logs import Array, Run, kinds, phase_costs
 from revati.profile.regression import least_absolute_relative
 
-KINDS = ("piecewise", "compiled")
+KINDS = ("piecewise", "compiled", "eager")
 FAULTS = "execute_faults"
-LEAST_DEPTHS = 3  # of models, by which chunks are told from layers
 
 
 def chunk_us(runs: Sequence[Run]) -> float:
-    """In µs at slowdown 1; 0 where the logs do not tell.
-
-    They do not if some count no page faults, or if fewer than three models differ in their layers.
+    """In µs at slowdown 1; 0 where no engine was logged at several depths.
 
     Args:
         runs: of one GPU, their slowdowns known.
     """
-    if len({run.layers for run in runs}) < LEAST_DEPTHS or not all(FAULTS in run.steps for run in runs):
+    launches = [_launches(run) for run in runs]
+    costs_us = np.concatenate([cost_us for cost_us, _ in launches])
+    if not len(costs_us):
         return 0.0
-    features, costs_us = [], []
-    for run in runs:
-        cost_us, kind = phase_costs(run)["execute"], kinds(run)
-        slowdown = run.slowdown_at(run.steps["input_begin_s"])
-        told = np.isfinite(cost_us) & ~queue_is_full(run, kind)
-        ones, requests, _, prefills, layers = step_features(run, updated=False).T
-        for name in KINDS:
-            use = told & (kind == name)
-            terms = np.stack([ones, requests, prefills, layers], axis=1)[use]
-            of_kind = [terms if name == one else np.zeros_like(terms) for one in KINDS]
-            features.append(np.column_stack([*of_kind, run.steps[FAULTS][use]]))
-            costs_us.append((cost_us / slowdown)[use])
-    return float(least_absolute_relative(np.concatenate(features), np.concatenate(costs_us))[-1])
+    engine = np.repeat(np.arange(len(runs)), [len(cost_us) for cost_us, _ in launches])
+    own = (engine[:, None] == np.unique(engine)).astype(np.float64)  # what each takes without chunks
+    faults = np.concatenate([faults for _, faults in launches])
+    return float(least_absolute_relative(np.column_stack([own, faults]), costs_us)[-1])
 
 
 def of_chunks_us(run: Run, us: float) -> Array:
@@ -50,3 +43,19 @@ def of_chunks_us(run: Run, us: float) -> Array:
         return np.zeros(len(run.graph))
     result: Array = np.where(np.isin(kinds(run), KINDS), run.steps[FAULTS] * us, 0.0)
     return result
+
+
+def _launches(run: Run) -> tuple[Array, Array]:
+    """Costs in µs at slowdown 1 and page faults of an engine's prefills at different depths."""
+    use = _at_depths(run) & (run.steps["prefill_requests"] > 0)
+    slowdown = run.slowdown_at(run.steps["input_begin_s"][use])
+    return phase_costs(run)["execute"][use] / slowdown, run.steps.get(FAULTS, np.zeros(len(use)))[use]
+
+
+def _at_depths(run: Run) -> npt.NDArray[np.bool_]:
+    begin_s = run.steps["step_begin_s"]
+    found = np.zeros(len(begin_s), np.bool_)
+    for span in run.spans:
+        if span["segment"] == AT_DEPTH:
+            found |= (begin_s >= span["begin_s"]) & (begin_s <= span["end_s"])
+    return found

@@ -14,12 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from revati.profile.host_client import Client, now
-from revati.profile.host_load import EngineCase, Request, segments, write_model
+from revati.profile.host_load import AT_DEPTH, EngineCase, Request, at_depths, segments, write_model
 from revati.profile.machine import describe
-from revati.profile.scenes import read_scene
+from revati.profile.scenes import SceneRecorder, read_scene
+from revati.profile.stack_depth import StackDepth
 
 SCENE_DECODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SCENE_PREFILLS = (16, 64, 128, 256, 512, 1024, 2048, 4000, 8000)
+
+
+class WorkerExtension(SceneRecorder, StackDepth):
+    """What a calibrated engine's workers gain."""
 
 
 def start_engine(
@@ -67,7 +72,7 @@ async def run_engine(case: EngineCase, out: Path, models: Path) -> None:
     from revati.engines.vllm import frontend_log
 
     engine, config, start_s = start_engine(
-        case.name, write_model(case, models), case.engine_args, "revati.profile.scenes.SceneRecorder"
+        case.name, write_model(case, models), case.engine_args, f"{__name__}.{WorkerExtension.__name__}"
     )
     client = Client(engine, int(config.model_config.get_vocab_size()))
     core = engine.engine_core
@@ -82,12 +87,21 @@ async def run_engine(case: EngineCase, out: Path, models: Path) -> None:
     gc.collect()
     gc.freeze()
     spans, first = [], now()
-    for name, requests in segments(case.brief):
+
+    async def drive(name: str, requests: list[Request]) -> None:
         begin = now()
         await client.segment(name, requests)
         spans.append({"segment": name, "begin_s": begin, "end_s": now(), "requests": len(requests)})
         await engine.reset_prefix_cache()
         await asyncio.sleep(0.05)
+
+    for name, requests in segments(case.brief):
+        await drive(name, requests)
+    if config.parallel_config.world_size == 1:
+        for words, requests in at_depths():
+            await engine.collective_rpc("deepen_stack", args=(words,))
+            await drive(AT_DEPTH, requests)
+        await engine.collective_rpc("deepen_stack", args=(0,))
     print(f"[{case.name}] segments done in {now() - first:.1f} s", flush=True)
     await core.call_utility_async("write_step_log", str(out))
     await engine.collective_rpc("write_worker_log", args=(str(out),))

@@ -10,7 +10,7 @@ A DIR holds one engine's logs as `host_calibration` writes them. A phase's cost 
 with coefficients that are never negative, fitted to the least absolute relative deviation. A shared host
 moves between plateaus for seconds at a time, so every half second has a slowdown of its own, which is
 taken out before the fit (1: the quietest engine) and reported as levels of the table. So are the chunks of
-Python's frame stack that an engine's launches begin, where models of three depths tell what one costs.
+Python's frame stack that an engine's launches begin, told by launches at other depths of the stack.
 """
 
 from __future__ import annotations

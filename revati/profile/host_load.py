@@ -12,6 +12,9 @@ from revati.deployment.prompts import make_requests
 from revati.workload import Workload
 
 DECODE_BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 640, 1024)
+# A segment for each of them: words on the stack besides.
+AT_DEPTH, DEPTHS_WORDS = "depth", range(0, 2048, 128)
+_DEPTH_VISITS, _DEPTH_PROMPTS, _DEPTH_TOKENS = 2, 4, 200
 PREFILL_TOKENS = (16, 32, 64, 128, 192, 256, 384, 500, 520, 768, 1024, 1536, 2048, 3072, 4000)
 
 
@@ -90,6 +93,13 @@ def segments(brief: bool, seed: int = 7) -> list[tuple[str, list[Request]]]:
             requests.append(Request(at, prompt, rng.randint(4, 120)))
         result.append((f"poisson_{rate}", requests))
     return result
+
+
+def at_depths(seed: int = 7) -> list[tuple[int, list[Request]]]:
+    """The same lone prefills at every depth of the stack, in words, which come in any order."""
+    depths = [*DEPTHS_WORDS] * _DEPTH_VISITS
+    random.Random(seed).shuffle(depths)
+    return [(words, [Request(0.06 * i, _DEPTH_TOKENS, 3) for i in range(_DEPTH_PROMPTS)]) for words in depths]
 
 
 def write_model(case: EngineCase, folder: Path) -> Path:

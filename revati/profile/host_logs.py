@@ -33,6 +33,7 @@ class Run:
     tensor_parallel_size: int
     folder: Path
     description: dict[str, Any]
+    spans: Sequence[dict[str, Any]] = ()  # of the load's segments: segment, begin_s, end_s
     windows: Array = field(default_factory=lambda: np.empty(0))  # half second of each step
     slowdowns: dict[int, float] = field(default_factory=dict)
 
@@ -46,6 +47,7 @@ def load_run(folder: Path) -> Run:
     """Read one engine's logs."""
     table = pq.read_table(folder / "steps.parquet")
     description = json.loads((folder / "run.json").read_text())
+    spans = folder / "segments.json"
     run = Run(
         name=folder.name,
         steps={n: table[n].to_numpy().astype(np.float64) for n in table.column_names if n != "graph"},
@@ -55,6 +57,7 @@ def load_run(folder: Path) -> Run:
         tensor_parallel_size=description["tensor_parallel_size"],
         folder=folder,
         description=description,
+        spans=json.loads(spans.read_text()) if spans.is_file() else (),
     )
     begin = run.steps["input_begin_s"]
     run.windows = ((begin - np.nanmin(begin)) / WINDOW_S).astype(np.int64).astype(np.float64)
