@@ -8,7 +8,7 @@ taken out, what is left of launches goes by layers, and holds for models that we
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,13 +27,12 @@ def chunk_us(runs: Sequence[Run]) -> float:
     Args:
         runs: of one GPU, their slowdowns known.
     """
-    launches = [_launches(run) for run in runs]
-    costs_us = np.concatenate([cost_us for cost_us, _ in launches])
-    if not len(costs_us):
+    launches = [one for run in runs for one in _launches(run)]
+    if not launches:
         return 0.0
-    engine = np.repeat(np.arange(len(runs)), [len(cost_us) for cost_us, _ in launches])
-    own = (engine[:, None] == np.unique(engine)).astype(np.float64)  # what each takes without chunks
-    faults = np.concatenate([faults for _, faults in launches])
+    costs_us, faults = (np.concatenate(columns) for columns in zip(*launches, strict=True))
+    engine = np.repeat(np.arange(len(launches)), [len(faults) for _, faults in launches])
+    own = (engine[:, None] == np.arange(len(launches))).astype(np.float64)  # what each takes without chunks
     return float(least_absolute_relative(np.column_stack([own, faults]), costs_us)[-1])
 
 
@@ -45,11 +44,14 @@ def of_chunks_us(run: Run, us: float) -> Array:
     return result
 
 
-def _launches(run: Run) -> tuple[Array, Array]:
-    """Costs in µs at slowdown 1 and page faults of an engine's prefills at different depths."""
-    use = _at_depths(run) & (run.steps["prefill_requests"] > 0)
-    slowdown = run.slowdown_at(run.steps["input_begin_s"][use])
-    return phase_costs(run)["execute"][use] / slowdown, run.steps.get(FAULTS, np.zeros(len(use)))[use]
+def _launches(run: Run) -> Iterator[tuple[Array, Array]]:
+    """Costs in µs at slowdown 1 and page faults of prefills at different depths, by their kind."""
+    at_depths, kind = _at_depths(run) & (run.steps["prefill_requests"] > 0), kinds(run)
+    for name in KINDS:
+        use = at_depths & (kind == name)
+        if use.any():
+            slowdown = run.slowdown_at(run.steps["input_begin_s"][use])
+            yield phase_costs(run)["execute"][use] / slowdown, run.steps[FAULTS][use]
 
 
 def _at_depths(run: Run) -> npt.NDArray[np.bool_]:

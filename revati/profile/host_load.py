@@ -14,7 +14,7 @@ from revati.workload import Workload
 DECODE_BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 640, 1024)
 # A segment for each of them: words on the stack besides.
 AT_DEPTH, DEPTHS_WORDS = "depth", range(0, 2048, 128)
-_DEPTH_VISITS, _DEPTH_PROMPTS, _DEPTH_TOKENS = 2, 4, 200
+_DEPTH_VISITS, _DEPTH_PROMPTS = 2, (200, 600, 200, 600)  # of both kinds that launch a model's Python code
 PREFILL_TOKENS = (16, 32, 64, 128, 192, 256, 384, 500, 520, 768, 1024, 1536, 2048, 3072, 4000)
 
 
@@ -99,7 +99,8 @@ def at_depths(seed: int = 7) -> list[tuple[int, list[Request]]]:
     """The same lone prefills at every depth of the stack, in words, which come in any order."""
     depths = [*DEPTHS_WORDS] * _DEPTH_VISITS
     random.Random(seed).shuffle(depths)
-    return [(words, [Request(0.06 * i, _DEPTH_TOKENS, 3) for i in range(_DEPTH_PROMPTS)]) for words in depths]
+    prompts = [Request(0.06 * at, tokens, 3) for at, tokens in enumerate(_DEPTH_PROMPTS)]
+    return [(words, prompts) for words in depths]
 
 
 def write_model(case: EngineCase, folder: Path) -> Path:
