@@ -30,10 +30,9 @@ from revati.workload import Workload
 
 FILE = "frame_chunks.csv"
 COLUMNS = ("model", "quantization", "tensor_parallel_size", "kind", "frame_chunks")
-# On the stack where forward passes begin, with vLLM 0.26 and Python 3.12: of the measured engines, which
-# `revati.profile.truth` logs in processes forked from its own, and of `vllm serve`, which spawns them.
+# On the stack where forward passes of the measured engines begin, with vLLM 0.26 and Python 3.12:
+# `revati.profile.truth` logs them in processes forked from its own.
 MEASURED_WORDS = {"engine_core_words": 849, "worker_words": 257}
-SERVED_WORDS = {"engine_core_words": 330, "worker_words": 231}
 # One after another: prompts of a batch that has graphs, and of one that has none.
 JOBS = 2
 _PROMPTS, _OUTPUT = (100, 100, 100, 100, 900, 900, 900, 900), 3

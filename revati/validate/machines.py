@@ -29,7 +29,7 @@ from revati.profile.host_logs import Array
 from revati.validate import in_common, launches
 from revati.validate.calibration import Calibration, calibrate
 from revati.validate.calibration_runs import engine_of, has_long_log
-from revati.validate.frame_chunks import MEASURED_WORDS, SERVED_WORDS
+from revati.validate.frame_chunks import MEASURED_WORDS
 from revati.validate.host_comparison import unslowed
 from revati.validate.launches import Launch
 from revati.validate.machines_page import HostError, page
@@ -92,12 +92,12 @@ def machines_of(cases: Sequence[Case]) -> list[Machine]:
 
 
 def typical(
-    machines: Sequence[Machine], engine: str, words: Mapping[str, int] = SERVED_WORDS
+    machines: Sequence[Machine], engine: str, words: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
     """An engine's table of a host as slow as the median of some machines and of the calibrated ones.
 
     Args:
-        words: on the stack below a forward pass, by the fields of `ChunkCosts`.
+        words: on the stack below a forward pass, by the fields of `ChunkCosts`, if not those of a server.
     """
     base = name_for(CALIBRATED, engine)
     known = read_table(base)
@@ -116,7 +116,7 @@ def typical(
     factors = [dict(found.factors) for _, found in logged]
     if costs := launches.fit([launch for _, found in logged for launch in found.launches]):
         content["phases"] = {"execute": launches.table_rows(costs, known["phases"]["execute"])}
-        content["frame_chunks"] = {"us": round(costs.chunk, _DIGITS), **words}
+        content["frame_chunks"] = {"us": round(costs.chunk, _DIGITS), **(words or {})}
         for of_machine, (_, found) in zip(factors, logged, strict=True):
             for (kind, ranked), factor in launches.factors(found.launches, costs).items():
                 of_machine["execute", kind, ranked] = factor
