@@ -170,6 +170,38 @@ print(heard[0] - sent)
         assert domain.counters().grants < 10_000
 
 
+def test_what_waits_for_an_idle_event_loop_waits_as_long_as_really() -> None:
+    """As for gloo's when a process group goes; vLLM kills an engine core that takes 5 s to shut down."""
+    ending = """
+import ctypes, os, select, threading, time
+libc, epoll, buffer = ctypes.CDLL(None), select.epoll(), ctypes.create_string_buffer(64)
+file, _ = os.pipe()
+epoll.register(file)
+ended, handle, looks = threading.Event(), ctypes.c_ulong(), threading.Condition()
+@ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+def loop(_):
+    while not ended.is_set():
+        with looks: looks.notify_all()
+        libc.epoll_wait(epoll.fileno(), buffer, 4, 10)
+libc.pthread_create(ctypes.byref(handle), None, loop, None)
+time.sleep(60.0037)
+begin = time.monotonic()
+with looks:
+    epoll.unregister(file)
+    looks.wait()
+print(time.monotonic() - begin)
+time.sleep(60.0037)
+begin = time.monotonic()
+ended.set()
+libc.pthread_join(handle, None)
+print(time.monotonic() - begin)
+"""
+    with Domain.create(idle_libraries=["libffi*", "_ctypes*"]) as domain:
+        waited_s = [float(word) for word in Members(domain).run(ending)[0].split()]
+    assert len(waited_s) == 2
+    assert all(0 <= one <= 0.011 for one in waited_s)
+
+
 def test_event_loops_wake_on_time(members: Members) -> None:
     counting = """
 import ctypes, select

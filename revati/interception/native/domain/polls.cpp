@@ -57,7 +57,19 @@ ns_t stretched(Thread *thread, ns_t deadline, const void *caller) {
   thread->idle_period = period;
   if (!same) thread->idle_before = 0;
   if (thread->idle_before <= kIdleWaits || period >= kIdlePeriod || !idles(caller)) return deadline;
+  thread->slot->unstretched = deadline;
   return deadline - period + kIdlePeriod;
+}
+
+// Who changes what an idle loop waits for waits for its next look, as gloo's do.
+void look_soon(int epoll) {
+  Guard guard;
+  lock();
+  for (int i = 0; i < segment->high; ++i) {
+    const Slot &slot = segment->slots[i];
+    if (slot.pid == process_id && slot.object == static_cast<uint64_t>(epoll)) unstretch(i);
+  }
+  unlock();
 }
 
 // An event loop whose handler cannot have a lock is told of the same event again and again (gloo's); whoever holds
@@ -129,6 +141,13 @@ ns_t deadline_in(const timespec *relative) { return relative ? after(to_ns(*rela
 constexpr timespec kZero{0, 0};
 
 }  // namespace
+
+void unstretch(int index) {
+  Slot &slot = segment->slots[index];
+  if (slot.state != State::kBlocked || !slot.unstretched) return;
+  slot.deadline = std::max(slot.unstretched, local_now());
+  set_key(index, slot.deadline);
+}
 
 int poll_until(Thread *thread, pollfd *files, nfds_t count, ns_t deadline, const sigset_t *mask) {
   const auto expect = [&](Expectation &expectation) {
@@ -217,11 +236,18 @@ REVATI_API int pselect(int count, fd_set *in, fd_set *out, fd_set *err, const ti
   return select_until(thread, count, in, out, err, deadline_in(timeout), mask);
 }
 
+REVATI_API int epoll_ctl(int file, int operation, int target, epoll_event *event) noexcept {
+  const int result = REAL(epoll_ctl)(file, operation, target, event);
+  if (active()) look_soon(file);
+  return result;
+}
 REVATI_API int epoll_wait(int file, epoll_event *events, int count, int timeout_ms) {
   Thread *thread = active();
   if (!thread) return REAL(epoll_wait)(file, events, count, timeout_ms);
   const ns_t deadline = stretched(thread, deadline_in_ms(timeout_ms), __builtin_return_address(0));
-  return epoll_until(thread, file, events, count, deadline, nullptr);
+  const int result = epoll_until(thread, file, events, count, deadline, nullptr);
+  thread->slot->unstretched = 0;
+  return result;
 }
 REVATI_API int epoll_pwait(int file, epoll_event *events, int count, int timeout_ms, const sigset_t *mask) {
   Thread *thread = active();

@@ -60,6 +60,7 @@ struct alignas(64) Slot {
   uint32_t generation;             // of the slot's use
   ns_t time;                       // local time when it last gave up the token
   ns_t deadline;
+  ns_t unstretched;                // what the deadline would be of an idle loop that did not wait longer; 0: is none
   uint64_t handle;                 // pthread_t
   uint64_t grants;                 // of the token to it
   uint64_t object;                 // what it waits for: an address or a descriptor

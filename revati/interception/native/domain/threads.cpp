@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "polls.h"
 #include "protocol.h"
 #include "real.h"
 
@@ -107,9 +108,12 @@ int join_thread(pthread_t handle, void **value) {
   }
   bool found = false;
   lock();
-  for (int i = 0; i < segment->high; ++i)
-    found |= segment->slots[i].pid == process_id && segment->slots[i].handle == handle &&
-             segment->slots[i].state != State::kFree;
+  for (int i = 0; i < segment->high; ++i) {
+    const Slot &slot = segment->slots[i];
+    if (slot.pid != process_id || slot.handle != handle || slot.state == State::kFree) continue;
+    found = true;
+    unstretch(i);  // an idle loop may have been told to end
+  }
   unlock();
   if (!found) return REAL(pthread_join)(handle, value);  // about to be gone
   if (!block(thread, Kind::kKernel, kNever, "pthread_join", handle)) return EINTR;
