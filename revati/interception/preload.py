@@ -56,5 +56,7 @@ def emulated_environment(gpu: GpuDescription, num_gpus: int, base: Mapping[str, 
     environment[LIBRARY_VARIABLE] = str(LIBRARY_DIR)
     environment["REVATI_GPU"] = gpu.to_environment(num_gpus)
     environment["TRITON_LIBCUDA_PATH"] = str(LIBRARY_DIR)
+    # Each process that imports humming (vLLM does) compiles C++ in the background, for a minute and in vain.
+    environment["HUMMING_DISABLE_PARALLEL_BUILD"] = "1"
     environment.pop("CUDA_VISIBLE_DEVICES", None)
     return environment
