@@ -116,7 +116,11 @@ def test_a_sweep_goes_on_after_crashes_and_leaves_only_its_folder(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.matrix)],
+    ids=["SIGINT", "SIGTERM"],
+)
 def test_an_interrupted_sweep_cleans_up_and_can_be_resumed(
     tmp_path: Path, session_dir: Path, number: signal.Signals
 ) -> None:
