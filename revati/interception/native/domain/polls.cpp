@@ -238,7 +238,7 @@ REVATI_API int pselect(int count, fd_set *in, fd_set *out, fd_set *err, const ti
 
 REVATI_API int epoll_ctl(int file, int operation, int target, epoll_event *event) noexcept {
   const int result = REAL(epoll_ctl)(file, operation, target, event);
-  if (active()) look_soon(file);
+  if (result == 0 && active()) look_soon(file);
   return result;
 }
 REVATI_API int epoll_wait(int file, epoll_event *events, int count, int timeout_ms) {
