@@ -8,7 +8,7 @@ taken out, what is left of launches goes by layers, and holds for models that we
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -36,12 +36,15 @@ def chunk_us(runs: Sequence[Run]) -> float:
     return float(least_absolute_relative(np.column_stack([own, faults]), costs_us)[-1])
 
 
-def of_chunks_us(run: Run, us: float) -> Array:
-    """What of each step's launches at slowdown 1 was chunks, at `us` each; 0 where they were not counted."""
-    if FAULTS not in run.steps:
-        return np.zeros(len(run.graph))
-    result: Array = np.where(np.isin(kinds(run), KINDS), run.steps[FAULTS] * us, 0.0)
-    return result
+def of_chunks_us(kind: npt.NDArray[np.str_], log: Mapping[str, Array], us: float) -> Array:
+    """What of each step's launches was chunks, at `us` each; 0 where the log does not count them.
+
+    Args:
+        kind: of each step.
+        log: columns of a step log, or of a worker's.
+    """
+    begun: Array = np.where(np.isin(kind, KINDS), log.get(FAULTS, 0.0), 0.0)
+    return us * begun
 
 
 def _launches(run: Run) -> Iterator[tuple[Array, Array]]:

@@ -18,7 +18,6 @@ Array = npt.NDArray[np.float64]
 
 WINDOW_S = 0.5
 LONG_PREFILL_TOKENS = 2048  # take the GPU longer than the host
-MOST_LAYERS_QUEUED = 48  # deeper models fill the launch queue
 
 
 @dataclass
@@ -104,12 +103,6 @@ def behind_long_prefills(tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]
     behind = np.zeros(len(tokens), np.bool_)
     behind[steps[1:]] = tokens[steps[:-1]] > LONG_PREFILL_TOKENS
     return behind
-
-
-def queue_is_full(run: Run, kind: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
-    """Of each step, whether its launches may wait for the GPU since the step before filled the queue."""
-    behind = np.append([False], kind[:-1] == "compiled")
-    return behind & (run.layers > MOST_LAYERS_QUEUED)
 
 
 def step_features(run: Run, updated: bool) -> Array:

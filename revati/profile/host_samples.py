@@ -17,13 +17,13 @@ from revati.profile.host_logs import (
     kinds,
     lock_free,
     phase_costs,
-    queue_is_full,
     step_features,
 )
 from revati.profile.regression import least_absolute_relative
 
 LONGEST_SUBMIT_S = 0.5e-3  # a client that took longer for a request did something else, too
 LONGEST_WAY_S = 0.6e-3  # of a message that nothing holds up
+MOST_LAYERS_QUEUED = 48  # deeper models fill the launch queue, and then an execute phase waits for the GPU
 
 
 @dataclass
@@ -91,18 +91,20 @@ def collect(runs: list[Run], chunk_us: float = 0.0) -> dict[tuple[str, str], Sam
     for run in runs:
         costs, kind = phase_costs(run), kinds(run)
         slowdown = run.slowdown_at(run.steps["input_begin_s"])
-        costs["execute"] = costs["execute"] - slowdown * of_chunks_us(run, chunk_us)
+        costs["execute"] = costs["execute"] - slowdown * of_chunks_us(kind, run.steps, chunk_us)
         own, updated = step_features(run, False), step_features(run, True)
         updated_kind = kind_of_update(run, kind)
         costs["collect"] = np.where(run.steps["gpu_was_done"] == 1, costs["wake"], np.nan)
         costs["wake"] = np.where(run.steps["gpu_was_done"] == 0, costs["wake"], np.nan)
-        waits = queue_is_full(run, kind)
+        queued = np.zeros(len(kind), np.bool_)
+        if run.layers > MOST_LAYERS_QUEUED:
+            queued = np.append([False], kind[:-1] == "compiled")
         for name in ("full", "piecewise", "compiled", "eager", "idle"):
             for phase, cost in costs.items():
                 late = phase in ("wake", "collect", "update", "output")
                 use = (updated_kind if late else kind) == name
                 if phase == "execute":
-                    use = use & ~waits
+                    use = use & ~queued
                 features = (updated if late else own)[use]
                 samples.setdefault((phase, name), Samples()).add(cost[use], features, slowdown[use])
     return samples

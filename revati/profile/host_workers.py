@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from revati.profile.host_chunks import FAULTS, KINDS
+from revati.profile.host_chunks import of_chunks_us
 from revati.profile.host_logs import Array, Run, step_features
 from revati.profile.host_model import TERMS, Phases, predicted
 from revati.profile.regression import least_absolute_relative
@@ -50,8 +50,8 @@ def rank_ratios(run: Run, phases: Phases, chunk_us: float) -> dict[tuple[str, st
     kind[tokens == 0] = "idle"
     begin, end = (np.stack([r[f"execute_{edge}_s"] for r in ranks]) for edge in ("begin", "end"))
     sampling = np.stack([r["sample_end_s"] - r["sample_begin_s"] for r in ranks]).max(axis=0)
-    faults = np.stack([r.get(FAULTS, np.zeros(fewest)) for r in ranks])
-    execute = (end - begin - 1e-6 * chunk_us * np.where(np.isin(kind, KINDS), faults, 0)).max(axis=0)
+    chunks_s = 1e-6 * np.stack([of_chunks_us(kind, r, chunk_us) for r in ranks])
+    execute = (end - begin - chunks_s).max(axis=0)
     s = run.steps
     core_kind = np.where(s["prefill_requests"] > 0, "prefill", "full")
     core_kind[(s["scheduled_tokens"] == 0) | (s["scheduled_tokens"] > largest_graph)] = ""

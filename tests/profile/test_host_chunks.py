@@ -8,7 +8,7 @@ import pytest
 
 from revati.profile.host_chunks import chunk_us, of_chunks_us
 from revati.profile.host_load import AT_DEPTH
-from revati.profile.host_logs import Run
+from revati.profile.host_logs import Array, Run, kinds
 from revati.profile.host_model import fit
 from revati.profile.host_samples import collect
 
@@ -77,8 +77,11 @@ def test_what_is_left_goes_by_layers() -> None:
 
 
 def test_steps_that_one_graph_holds_begin_none() -> None:
-    assert of_chunks_us(run(32, 160), 8.0).max() == 8.0 * max(BY_DEPTH)
-    assert not of_chunks_us(run(32, 160, graph="FULL"), 8.0).any()
+    def found_us(one: Run) -> Array:
+        return of_chunks_us(kinds(one), one.steps, 8.0)
+
+    assert found_us(run(32, 160)).max() == 8.0 * max(BY_DEPTH)
+    assert not found_us(run(32, 160, graph="FULL")).any()
     uncounted = run(32, 160)
     del uncounted.steps["execute_faults"]
-    assert not of_chunks_us(uncounted, 8.0).any()
+    assert not found_us(uncounted).any()
