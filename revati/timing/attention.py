@@ -7,7 +7,6 @@ physical schedule (``attention_features``). Without measurements the roofline an
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,7 +117,7 @@ class AttentionModel:
         main, combine = self._durations(batch, query_lens, context_lens, graph_tokens)
         flops, nbytes = self._pair_flops * batch.pairs, self._token_bytes * batch.context_tokens
         # Not by `_replace`, which takes a tenth of the whole answer's time.
-        return Estimate(*main[:4], flops, nbytes, *main[6:]), combine
+        return Estimate(*main[:4], flops, nbytes), combine
 
     def _durations(
         self,
@@ -180,12 +179,12 @@ class AttentionModel:
         least_std = RAGGED_REL_STD if self._equal_requests else 0.0
         if not known:
             least_std = UNSEEN_HEADS_REL_STD
-        log_physical, answers = batch.features[0], batch.answers
-        found = [
-            Estimate(math.exp(log + offset), provenance, max(one.rel_std, least_std), kind)
-            for kind, one, log, offset in zip(KINDS, self._fitted, answers, (log_physical, 0.0), strict=False)
-        ]
-        return found[0], _inside(found[0]) if self._equal_requests else found[1]
+        durations_us = batch.durations_us
+        main = Estimate(durations_us[0], provenance, max(fitted.rel_std, least_std), KINDS[0])
+        if self._equal_requests:
+            return main, _inside(main)
+        rel_std = max(self._fitted[1].rel_std, least_std)
+        return main, Estimate(durations_us[1], provenance, rel_std, KINDS[1])
 
     def _roofline(
         self, kind: str, query_lens: NDArray[np.int64], context_lens: NDArray[np.int64]

@@ -53,7 +53,8 @@ class BatchReader:
     """Describes batches of one rank's heads on one GPU.
 
     Args:
-        forest: its answers come with each batch; it has at most two sets of trees.
+        forest: the main and the combine kernel's trees (or the first alone); their durations come with each
+            batch.
     """
 
     def __init__(self, heads: Heads, limits: GpuLimits, forest: Forest | None = None) -> None:

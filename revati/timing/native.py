@@ -7,7 +7,7 @@ import ctypes
 from revati.interception.preload import TIMING_LIBRARY
 
 NUM_FEATURES = 18  # of attention
-MOST_SETS = 2  # of trees whose answers a batch has room for
+MOST_SETS = 2  # of trees: the main and the combine kernel's
 MOST_FEATURES = 32  # of a forest
 
 
@@ -26,7 +26,7 @@ class Device(ctypes.Structure):
 
 
 class Batch(ctypes.Structure):
-    """A batch's sums; with tokens in it, also its features and a forest's answers to them.
+    """A batch's sums; with tokens in it, also its features and the durations that a forest tells from them.
 
     ``context_tokens`` and ``max_context`` include the query tokens; ``pairs`` are query tokens times the
     context of their request, without a causal mask.
@@ -37,14 +37,14 @@ class Batch(ctypes.Structure):
     max_context: int
     pairs: int
     features: ctypes.Array[ctypes.c_double]
-    answers: ctypes.Array[ctypes.c_double]
+    durations_us: ctypes.Array[ctypes.c_double]
     _fields_ = [
         ("query_tokens", ctypes.c_int64),
         ("context_tokens", ctypes.c_int64),
         ("max_context", ctypes.c_int64),
         ("pairs", ctypes.c_int64),
         ("features", ctypes.c_double * NUM_FEATURES),
-        ("answers", ctypes.c_double * MOST_SETS),
+        ("durations_us", ctypes.c_double * MOST_SETS),
     ]
 
 

@@ -24,9 +24,13 @@ constexpr double kMemoryShare = 0.80, kFlopShare = 0.60;
 constexpr int kFeatures = 18;
 constexpr int kMaxSets = 2;
 constexpr int kMaxFeatures = 32;  // of a forest over anything
+constexpr int64_t kTreesAtOnce = 64;
 constexpr int kLeaves = 32;  // of a tree, numbered from 1: a mask is an int32
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// In 32 bits, which divide several times faster; what is divided are blocks and rows of one batch.
+int64_t ceil_div(int64_t a, int64_t b) {
+  return static_cast<uint32_t>(a + b - 1) / static_cast<uint32_t>(b);
+}
 
 }  // namespace
 
@@ -39,7 +43,7 @@ struct Batch {
   int64_t query_tokens, context_tokens, max_context;
   int64_t pairs;           // query tokens times the context of their request, without a causal mask
   double features[kFeatures];
-  double answers[kMaxSets];
+  double durations_us[kMaxSets];  // of the main and the combine kernel
 };
 
 // Every inner node is one test `x[feature] <= threshold`.  What the tests of one feature rule out depends only
@@ -63,16 +67,24 @@ static void predict(const Forest &forest, const double *row, double *answers) {
     places[f] = forest.masks + (first + f + below) * forest.trees;
     first = forest.ends[f];
   }
-  int64_t tree = 0;
-  for (int64_t set = 0; set < forest.sets; ++set) {
-    double sum = 0;
-    for (; tree < forest.set_ends[set]; ++tree) {
-      int32_t left = places[0][tree];
-      for (int64_t f = 1; f < forest.features; ++f) left &= places[f][tree];
+  // Some trees at a time, so that the compiler joins their masks side by side.
+  int64_t set = 0;
+  double sum = 0;
+  for (int64_t begin = 0; begin < forest.trees; begin += kTreesAtOnce) {
+    const int64_t count = std::min(kTreesAtOnce, forest.trees - begin);
+    int32_t left[kTreesAtOnce];
+    std::copy_n(places[0] + begin, count, left);
+    for (int64_t f = 1; f < forest.features; ++f)
+      for (int64_t i = 0; i < count; ++i) left[i] &= places[f][begin + i];
+    for (int64_t i = 0; i < count; ++i) {
       // The leftmost leaf that nothing rules out is the highest bit; it is the tree's answer.
-      sum += forest.values[tree * kLeaves + (32 - __builtin_clz(static_cast<uint32_t>(left)))];
+      sum += forest.values[(begin + i) * kLeaves + (32 - __builtin_clz(static_cast<uint32_t>(left[i])))];
+      if (begin + i + 1 == forest.set_ends[set]) {
+        answers[set] = forest.bases[set] + sum;
+        ++set;
+        sum = 0;
+      }
     }
-    answers[set] = forest.bases[set] + sum;
   }
 }
 
@@ -146,7 +158,7 @@ static void features(const Device &device, const int64_t *query, const int64_t *
 }
 
 // `context` includes the query tokens; up to `graph_tokens` of them FA3 is told how often to split.  Without a
-// forest there are no answers, without tokens no features.
+// forest there are no durations, without tokens no features.
 REVATI_API void revati_describe_batch(const Device *device, const Forest *forest, const int64_t *query,
                                       const int64_t *context, int64_t requests, int64_t graph_tokens, Batch *batch) {
   *batch = {};
@@ -158,7 +170,12 @@ REVATI_API void revati_describe_batch(const Device *device, const Forest *forest
   }
   if (batch->query_tokens <= 0 || batch->max_context <= 0) return;
   features(*device, query, context, requests, batch->query_tokens <= graph_tokens, *batch);
-  if (forest) predict(*forest, batch->features, batch->answers);
+  if (!forest) return;
+  double logs[kMaxSets] = {};
+  predict(*forest, batch->features, logs);
+  // The main kernel's trees correct the physical schedule.
+  for (int64_t set = 0; set < forest->sets; ++set)
+    batch->durations_us[set] = std::exp(logs[set] + (set == 0 ? batch->features[0] : 0.0));
 }
 
 // The trees alone, for a row of features.
