@@ -30,7 +30,7 @@ from revati.deployment.other_environment import import_from
 from revati.deployment.routers import router_arguments
 from revati.deployment.wire import TrialRequest, TrialResult
 from revati.engines.base import InfeasibleError
-from revati.engines.common import served_model_folder
+from revati.engines.common import cached_model_folder
 from revati.engines.emulation import Emulation
 from revati.engines.refusals import refusal_environment
 from revati.engines.warm import engine_module
@@ -61,7 +61,7 @@ class Fleet:
     def __init__(self, spec: DeploymentSpec, folder: Path) -> None:
         self._engine, self._folder = engine_module(spec.engine), folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._model_folder = served_model_folder(spec.model)
+        self._model_folder = cached_model_folder(spec.model, tokenizer=True)
         self._emulation = Emulation(spec.gpu, spec.host, spec.timing_source)
         self._imports = tempfile.TemporaryDirectory(prefix="revati-")
         self._domain = open_domain(spec.host)

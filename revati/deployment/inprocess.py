@@ -168,7 +168,7 @@ class InProcessDeployment:
         return output.finished
 
     def _since_start(self, monotonic_s: float) -> float:
-        # The clock's origin differs from run to run, and with it the last bits of a difference.
+        # As in `load`: without the last bits, which differ with the clock's origin.
         return round(monotonic_s - self._start_monotonic_s, 9)
 
     def _cost(self, phase: str, step: StepShape) -> int:

@@ -83,11 +83,15 @@ class LoadGenerator:
             if output.cached_tokens is not None:
                 record.cached_tokens = output.cached_tokens
             if output.queued_s and output.scheduled_s:
-                record.queued_s = output.queued_s - self._start_s
-                record.scheduled_s = output.scheduled_s - self._start_s
+                record.queued_s = self._since_start(output.queued_s)
+                record.scheduled_s = self._since_start(output.scheduled_s)
 
     def _now_s(self) -> float:
-        return time.monotonic() - self._start_s
+        return self._since_start(time.monotonic())
+
+    def _since_start(self, monotonic_s: float) -> float:
+        # The clock's origin differs from run to run, and with it the last bits of a difference.
+        return round(monotonic_s - self._start_s, 9)
 
 
 @asynccontextmanager

@@ -46,7 +46,7 @@ def run_template(channel: socket.socket, first: TrialRequest, work_dir: Path) ->
     refusal: TrialResult | None = None
     warm: WarmEngine | None = None
     try:
-        warm = module.start(first.spec, work_dir)
+        warm = module.start(first.spec)
         gc.collect()
         gc.freeze()  # forked children share these pages
     except InfeasibleError as error:

@@ -8,11 +8,10 @@ import json
 import math
 import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from revati.engines.base import InfeasibleError
-from revati.engines.tokenizer import write_tokenizer
+from revati.engines.tokenizer import TOKENIZER_FILES, write_tokenizer
 from revati.environments import cache_dir
 from revati.spec import DeploymentSpec, HostSpec, ModelShape
 from revati.timing.estimate import RankShape
@@ -33,29 +32,30 @@ def import_for_forks(modules: Iterable[str]) -> None:
     tqdm.tqdm.monitor_interval = 0
 
 
-def write_model_folder(spec: DeploymentSpec, folder: Path) -> Path:
-    """Write the model's ``config.json``, which is all that an engine needs with dummy weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(spec.model.hf_config))
-    return folder
-
-
-def served_model_folder(model: ModelShape) -> Path:
-    """A folder with a model's configuration and tokenizer, for servers that are sent text.
+def cached_model_folder(model: ModelShape, *, tokenizer: bool = False) -> Path:
+    """A folder with a model's configuration, which is all that an engine needs with dummy weights.
 
     It is kept in the cache, since engines look up what they have compiled for a model by its folder.
+
+    Args:
+        tokenizer: there is one, too, for servers that are sent text.
+
+    Raises:
+        ValueError: there is no tokenizer for so large a vocabulary.
     """
     config = json.dumps(model.hf_config)
     digest = hashlib.sha256(config.encode()).hexdigest()[:12]
     folder = cache_dir() / "models" / f"{model.name}-{digest}"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    files = ["config.json", *(TOKENIZER_FILES if tokenizer else ())]
+    if not all((folder / name).exists() for name in files):
+        folder.mkdir(parents=True, exist_ok=True)
+        # Other processes may be about to do the same.
         with tempfile.TemporaryDirectory(dir=folder.parent) as made:
             (Path(made) / "config.json").write_text(config)
-            write_tokenizer(Path(made), model.vocab_size)
-            with suppress(OSError):  # another process has been faster
-                Path(made).rename(folder)
-                Path(made).mkdir()  # for the clean-up
+            if tokenizer:
+                write_tokenizer(Path(made), model.vocab_size)
+            for name in files:
+                (Path(made) / name).replace(folder / name)
     return folder
 
 

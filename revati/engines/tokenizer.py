@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _CHARACTERS = string.ascii_lowercase + string.ascii_uppercase + string.digits
 _LENGTH = 3
 _LARGEST_VOCABULARY = len(_CHARACTERS) ** _LENGTH
@@ -35,7 +36,7 @@ def text_of(token_ids: Iterable[int]) -> str:
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """Write the tokenizer's files, in Hugging Face's format.
+    """Write ``TOKENIZER_FILES``, in Hugging Face's format.
 
     Raises:
         ValueError: there are not so many words.

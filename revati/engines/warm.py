@@ -43,7 +43,7 @@ class EngineModule(Protocol):
     def template_key(self, spec: DeploymentSpec) -> str:
         """Specs of one key can share a warmed engine."""
 
-    def start(self, spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
+    def start(self, spec: DeploymentSpec) -> WarmEngine:
         """Start the engine for all specs of this one's key; raises `InfeasibleError`."""
 
     def serve(self, spec: DeploymentSpec, work_dir: Path) -> StartedServer:

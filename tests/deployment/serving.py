@@ -16,7 +16,7 @@ import yaml
 
 from revati.deployment.fleet import free_port
 from revati.deployment.runner import TemplateClient, TemplateServer
-from revati.engines.common import served_model_folder
+from revati.engines.common import cached_model_folder
 from revati.spec import DeploymentSpec, HostSpec, ModelShape
 from revati.virtual_time.host_table import HostTable, name_for
 from revati.workload import Workload
@@ -50,7 +50,7 @@ def commands(
     folder: Path, hf_config: dict[str, Any], server: Sequence[str], client: Sequence[str]
 ) -> tuple[list[str], Path]:
     """``vllm serve … --and vllm bench serve …``, and where the client's report will be."""
-    model, port = served_model_folder(ModelShape("served", hf_config)), str(free_port())
+    model, port = cached_model_folder(ModelShape("served", hf_config), tokenizer=True), str(free_port())
     report = folder / "report.json"
     words = [VLLM, "serve", str(model), "--load-format", "dummy", "--port", port, *server, "--and"]
     words += [VLLM, "bench", "serve", "--model", str(model), "--port", port, "--ignore-eos"]

@@ -22,7 +22,7 @@ from revati.deployment import processes
 from revati.deployment.fleet import free_port
 from revati.deployment.provisioning import provision_missing
 from revati.deployment.routers import router_arguments
-from revati.engines.common import served_model_folder
+from revati.engines.common import cached_model_folder
 from revati.environments import ROUTERS, interpreter
 from revati.spec import DeploymentSpec, ModelShape
 from revati.workload import FixedLengths, Sessions, SharedPrefixes, Workload
@@ -134,7 +134,7 @@ def test_vllm_balances_its_own_replicas(
 def test_an_unmodified_client_measures_replicas_behind_a_router(spec: DeploymentSpec, tmp_path: Path) -> None:
     provision_missing([ROUTERS])
     vllm = str(Path(sys.executable).parent / "vllm")
-    model, report = str(served_model_folder(spec.model)), tmp_path / "report.json"
+    model, report = str(cached_model_folder(spec.model, tokenizer=True)), tmp_path / "report.json"
     ports, entry = [free_port(), free_port()], free_port()
     urls = [f"http://127.0.0.1:{port}" for port in ports]
     words = [sys.executable, "-m", "revati.run", "--"]

@@ -21,7 +21,7 @@ from serving import TINY
 from revati.deployment import processes, runner
 from revati.deployment.fleet import free_port
 from revati.deployment.provisioning import provision_missing
-from revati.engines.common import served_model_folder
+from revati.engines.common import cached_model_folder
 from revati.environments import interpreter
 from revati.spec import DeploymentSpec, HostSpec, ModelShape
 from revati.virtual_time.host_table import HostTable
@@ -130,7 +130,8 @@ def test_a_router_sends_prefixes_to_the_replica_that_has_them(
 @pytest.mark.matrix
 def test_sglangs_own_benchmark_measures_its_server(tmp_path: Path) -> None:
     provision_missing(["sglang"])
-    python, model, port = str(interpreter("sglang")), str(served_model_folder(spec().model)), str(free_port())
+    python, port = str(interpreter("sglang")), str(free_port())
+    model = str(cached_model_folder(spec().model, tokenizer=True))
     report = tmp_path / "report.jsonl"
     words = [sys.executable, "-m", "revati.run", "--", python, "-m", "sglang.launch_server"]
     words += ["--model-path", model, "--load-format", "dummy", "--port", port, "--and"]

@@ -10,7 +10,7 @@ from typing import Any
 from sglang.srt.entrypoints.engine import Engine
 
 from revati.engines.base import WARM_UP_OUTPUT, WARM_UP_PROMPTS, InfeasibleError, Request, RequestOutput
-from revati.engines.common import write_model_folder
+from revati.engines.common import cached_model_folder
 from revati.engines.refusals import refusal_environment
 from revati.engines.sglang.http_control import FLUSH_S
 from revati.engines.sglang.settings import server_arguments
@@ -26,12 +26,11 @@ class SglangServer:
     """
 
     def __init__(self, spec: DeploymentSpec, work_dir: Path) -> None:
-        model_folder = write_model_folder(spec, work_dir / "model")
         refusal = work_dir / "refusal.txt"
         refusal.unlink(missing_ok=True)
         os.environ.update(refusal_environment(refusal))
         try:
-            self._engine = Engine(**server_arguments(spec, model_folder))
+            self._engine = Engine(**server_arguments(spec, cached_model_folder(spec.model)))
         except (ValueError, AssertionError) as error:  # SGLang's own refusals
             raise InfeasibleError(f"{type(error).__name__}: {error}") from error
         except RuntimeError as error:  # a scheduler's end

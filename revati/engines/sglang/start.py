@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from revati.engines.base import Http, InfeasibleError, ServerControl, ServerProgram, StartedServer
-from revati.engines.common import deployment_costs, import_for_forks, rank_shape, write_model_folder
+from revati.engines.common import cached_model_folder, deployment_costs, import_for_forks, rank_shape
 from revati.engines.sglang.http_control import HttpControl
 from revati.engines.sglang.processes import PLUGIN
 from revati.engines.sglang.settings import (
@@ -64,7 +64,7 @@ def template_key(spec: DeploymentSpec) -> str:
     return any_host.engine_key(scheduler_knobs=LATE_KNOBS)
 
 
-def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
+def start(spec: DeploymentSpec) -> WarmEngine:
     from revati.engines.sglang.replica import SglangReplica
 
     if spec.pipeline_parallel_size > 1:
@@ -76,10 +76,9 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     core.configure(gpu.to_environment(spec.tensor_parallel_size))
     timings = source(spec.timing_source).open(spec.gpu, rank_shape(spec.model, spec.tensor_parallel_size))
     pricing = LaunchPricing(core, timings, gpu, "sglang")
-    model_folder = write_model_folder(spec, work_dir / "model")
     meter = HostMeter(core)
     pricing.own_time = meter.excluded
-    replica = SglangReplica(_without_late_knobs(spec), model_folder, pricing, meter)
+    replica = SglangReplica(_without_late_knobs(spec), cached_model_folder(spec.model), pricing, meter)
     pricing.refuse_unread()
     return WarmEngine(replica, core, meter, pricing)
 

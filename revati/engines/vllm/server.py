@@ -12,7 +12,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from revati.engines.base import WARM_UP_OUTPUT, WARM_UP_PROMPTS, InfeasibleError, Request, RequestOutput
-from revati.engines.common import write_model_folder
+from revati.engines.common import cached_model_folder
 from revati.engines.refusals import refusal_environment
 from revati.engines.vllm.sampling import sampling_parameters
 from revati.engines.vllm.settings import engine_arguments
@@ -27,9 +27,8 @@ class VllmServer:
     """
 
     def __init__(self, spec: DeploymentSpec, work_dir: Path) -> None:
-        model_folder = write_model_folder(spec, work_dir / "model")
         try:
-            arguments = AsyncEngineArgs(**engine_arguments(spec, model_folder))
+            arguments = AsyncEngineArgs(**engine_arguments(spec, cached_model_folder(spec.model)))
             config = arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
         except ValueError as error:  # vLLM's own refusals
             raise InfeasibleError(f"{type(error).__name__}: {error}") from error

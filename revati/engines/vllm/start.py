@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from revati.engines.base import Http, ServerControl, ServerProgram, StartedServer
-from revati.engines.common import deployment_costs, import_for_forks, rank_shape, write_model_folder
+from revati.engines.common import cached_model_folder, deployment_costs, import_for_forks, rank_shape
 from revati.engines.vllm.http_control import HttpControl
 from revati.engines.vllm.memory import Limits
 from revati.engines.vllm.settings import (
@@ -63,7 +63,7 @@ def template_key(spec: DeploymentSpec) -> str:
     return any_host.engine_key(scheduler_knobs=())
 
 
-def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
+def start(spec: DeploymentSpec) -> WarmEngine:
     from revati.engines.vllm.replica import VllmReplica
 
     gpu = load_gpu(spec.gpu)
@@ -73,10 +73,9 @@ def start(spec: DeploymentSpec, work_dir: Path) -> WarmEngine:
     timings = source(spec.timing_source).open(spec.gpu, shape)
     eager = spec.engine_args.get("enforce_eager", False)
     pricing = LaunchPricing(core, timings, gpu, "eager" if eager else "graph")
-    model_folder = write_model_folder(spec, work_dir / "model")
     meter = HostMeter(core)
     pricing.own_time = meter.excluded
-    replica = VllmReplica(_template_spec(spec), model_folder, core, pricing, meter)
+    replica = VllmReplica(_template_spec(spec), cached_model_folder(spec.model), core, pricing, meter)
     pricing.refuse_unread()
     return WarmEngine(replica, core, meter, pricing)
 

@@ -11,6 +11,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from revati.engines.refusals import telling_refusals
 from revati.engines.vllm.batches import Batch, BatchReader
+from revati.engines.vllm.first_start import run_as_for_the_first_time
 from revati.engines.vllm.frame_chunks import FrameChunks
 from revati.engines.vllm.processes import SENT_AT
 from revati.engines.vllm.shortcuts import skip_irrelevant_warmups
@@ -134,6 +135,7 @@ def prepare(process: VllmProcess) -> None:
     from vllm.v1.worker.gpu_worker import Worker
 
     init_device, execute, sample = Worker.init_device, Worker.execute_model, Worker.sample_tokens
+    measure_memory = Worker.determine_available_memory
     receive, busy_loop = GroupCoordinator.irecv_tensor_dict, WorkerProc.worker_busy_loop
 
     def init(self: Any) -> None:
@@ -153,6 +155,11 @@ def prepare(process: VllmProcess) -> None:
         )
         process.core.set_all_reduce_group(zlib.crc32(name.encode()), group.rank_in_group, group.world_size)
 
+    def measure_memory_at_first(self: Any) -> int:
+        run_as_for_the_first_time(self.model_runner)
+        available_bytes: int = measure_memory(self)
+        return available_bytes
+
     def work(self: Any) -> None:
         dequeue = self.rpc_broadcast_mq.dequeue
 
@@ -165,6 +172,7 @@ def prepare(process: VllmProcess) -> None:
 
     WorkerProc.worker_busy_loop = work
     Worker.init_device = init
+    Worker.determine_available_memory = measure_memory_at_first
     for stage in ("load_model", "determine_available_memory", "compile_or_warm_up_model"):
         setattr(Worker, stage, telling_refusals(getattr(Worker, stage)))
     Worker.execute_model = lambda self, scheduled: self._revati.execute(execute, scheduled)
