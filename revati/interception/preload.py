@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import revati.interception
+from revati.environments import cache_dir
 from revati.interception.gpu import GpuDescription
 
 # Where an engine's own Python environment finds the libraries of this one.
@@ -34,6 +35,13 @@ STAND_INS = (
     "libcublasLt.so.13",
     "libnccl.so.2",
 )
+PTXAS = "ptxas"  # a program
+
+
+def compile_caches() -> dict[str, str]:
+    """Where emulated processes keep what they compile: apart, since a real GPU could not run it."""
+    folders = {"VLLM_CACHE_ROOT": "vllm", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+    return {name: str(cache_dir() / "compiled" / folder) for name, folder in folders.items()}
 
 
 def emulated_environment(gpu: GpuDescription, num_gpus: int, base: Mapping[str, str]) -> dict[str, str]:
@@ -45,7 +53,7 @@ def emulated_environment(gpu: GpuDescription, num_gpus: int, base: Mapping[str, 
     """
     if not 1 <= num_gpus <= gpu.max_gpus_per_node:
         raise ValueError(f"num_gpus={num_gpus}: a node of {gpu.name} has 1 to {gpu.max_gpus_per_node}")
-    missing = [name for name in STAND_INS if not (LIBRARY_DIR / name).is_file()]
+    missing = [name for name in (*STAND_INS, PTXAS) if not (LIBRARY_DIR / name).is_file()]
     if missing:
         raise FileNotFoundError(f"native stand-ins {missing} are not in {LIBRARY_DIR}: reinstall revati")
     environment = dict(base)
@@ -56,6 +64,9 @@ def emulated_environment(gpu: GpuDescription, num_gpus: int, base: Mapping[str, 
     environment[LIBRARY_VARIABLE] = str(LIBRARY_DIR)
     environment["REVATI_GPU"] = gpu.to_environment(num_gpus)
     environment["TRITON_LIBCUDA_PATH"] = str(LIBRARY_DIR)
+    for assembler in ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH"):
+        environment[assembler] = str(LIBRARY_DIR / PTXAS)
+    environment |= compile_caches()
     # Each process that imports humming (vLLM does) compiles C++ in the background, for a minute and in vain.
     environment["HUMMING_DISABLE_PARALLEL_BUILD"] = "1"
     environment.pop("CUDA_VISIBLE_DEVICES", None)

@@ -19,8 +19,7 @@ OFFLINE = ("-m", "revati.emulate", "+model=llama32_3b", "workload=offline", "wor
 @pytest.mark.parametrize("deployment", ["inprocess", "processes"])
 def test_empty_and_warm_compile_caches_give_the_same_requests(deployment: str, tmp_path: Path) -> None:
     pytest.importorskip("vllm")
-    caches = {"VLLM_CACHE_ROOT": tmp_path / "vllm", "TORCHINDUCTOR_CACHE_DIR": tmp_path / "inductor"}
-    environment = os.environ | {name: str(path) for name, path in caches.items()}
+    environment = os.environ | {"REVATI_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, *OFFLINE, f"deployment={deployment}"]
     compiled, found = [], []
     for caches_are in ("empty", "warm"):

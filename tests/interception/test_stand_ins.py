@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +56,29 @@ def test_nvml_agrees_with_cuda() -> None:
         """
     )
     assert output.split() == ["True"] * 3
+
+
+TRITON_KERNEL = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas_version
+from triton.compiler import ASTSource
+
+@triton.jit
+def kernel(out):
+    triton.language.store(out, 1.0)
+
+compiled = triton.compile(ASTSource(kernel, {"out": "*fp32"}), target=GPUTarget("cuda", 90, 32))
+print(compiled.asm["cubin"], "Revati" in get_ptxas_version(90), ".version" in compiled.asm["ptx"])
+"""
+
+
+def test_a_triton_kernel_is_assembled_by_the_stand_in(tmp_path: Path) -> None:
+    """Under a key of its own: a real ptxas's caches never have it."""
+    (tmp_path / "kernel.py").write_text(TRITON_KERNEL)
+    output = emulated(f"import runpy; runpy.run_path({str(tmp_path / 'kernel.py')!r})")
+    assert "stand-in for a module" in output
+    assert "True True" in output
 
 
 def test_capacity_is_enforced() -> None:

@@ -81,6 +81,31 @@ def test_charges_of_programs_run_side_by_side(members: Members) -> None:
     assert members.domain.now_s == pytest.approx(1)
 
 
+def test_programs_that_import_run_side_by_side(members: Members, tmp_path: Path) -> None:
+    """Who has computed for 0.5 s goes on with files while another one has the token.
+
+    Both need each other's numbers: with one of them running at a time, 100 numbers would take 50 s.
+    """
+    program = """
+import os
+mine, other = {files}
+for number in range(100):
+    with open(mine, "w") as file:
+        file.write(str(number))
+    while True:
+        with open(other) as file:
+            if int(file.read() or -1) >= number:
+                break
+"""
+    files = [str(tmp_path / name) for name in ("one", "other")]
+    for name in files:
+        Path(name).touch()
+    begin_s = time.monotonic()
+    members.run(program.format(files=files), program.format(files=files[::-1]), timeout_s=20)
+    assert time.monotonic() - begin_s < 20
+    assert members.domain.now_s < 0.1
+
+
 def test_loops_that_never_block_count_as_waiting(members: Members) -> None:
     spinning = """
 import os, select, time

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "blas_types.h"
+#include "cuda_version.h"
 
 using namespace revati;
 using revati_blas::types;
@@ -18,7 +19,7 @@ static_assert(sizeof(Layout) <= 64 && sizeof(Descriptor) <= 256, "fit the opaque
 REVATI_API int cublasLtCreate(void **out) { *out = new Handle; return 0; }
 REVATI_API int cublasLtDestroy(void *h) { delete static_cast<Handle *>(h); return 0; }
 REVATI_API size_t cublasLtGetVersion() { return 130100; }
-REVATI_API size_t cublasLtGetCudartVersion() { return 13000; }
+REVATI_API size_t cublasLtGetCudartVersion() { return kCudaVersion; }
 REVATI_API const char *cublasLtGetStatusString(int status) { return status == 0 ? "CUBLAS_STATUS_SUCCESS" : "CUBLAS_STATUS_ERROR (revati)"; }
 REVATI_API int cublasLtMatrixLayoutCreate(void **out, int type, uint64_t rows, uint64_t cols, int64_t ld) {
   *out = new Layout{type, static_cast<int64_t>(rows), static_cast<int64_t>(cols), ld, 1};

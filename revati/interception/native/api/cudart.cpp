@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "../core/stream.h"
+#include "cuda_version.h"
 #include "cutlass.h"
 #include "kernels.h"
 
@@ -130,7 +131,7 @@ REVATI_API int cudaDeviceSetLimit(int, size_t) { return kSuccess; }
 REVATI_API int cudaDeviceSynchronize() { synchronize_device(current_device()); return kSuccess; }
 REVATI_API int cudaDeviceReset() { return kSuccess; }
 REVATI_API int cudaDriverGetVersion(int *version) { *version = gpu().cuda_driver_version; return kSuccess; }
-REVATI_API int cudaRuntimeGetVersion(int *version) { *version = 13000; return kSuccess; }
+REVATI_API int cudaRuntimeGetVersion(int *version) { *version = kCudaVersion; return kSuccess; }
 REVATI_API int cudaProfilerStart() { return kSuccess; }
 REVATI_API int cudaProfilerStop() { return kSuccess; }
 
@@ -395,7 +396,7 @@ REVATI_API int cudaGetDriverEntryPointByVersion(const char *symbol, void **funct
   if (status) *status = *function ? 0 : 1;
   return *function ? kSuccess : report(500);
 }
-REVATI_API int cudaGetDriverEntryPoint(const char *symbol, void **function, unsigned long long flags, int *status) { return cudaGetDriverEntryPointByVersion(symbol, function, 13000, flags, status); }
+REVATI_API int cudaGetDriverEntryPoint(const char *symbol, void **function, unsigned long long flags, int *status) { return cudaGetDriverEntryPointByVersion(symbol, function, kCudaVersion, flags, status); }
 
 // ---- registration of the kernels compiled into extension modules ----
 REVATI_API void **__cudaRegisterFatBinary(void *) { return new void *(nullptr); }

@@ -16,9 +16,9 @@ constexpr ns_t kReadQuantum = 20000;
 ns_t read_time() {
   Thread &thread = self;
   thread.idle_waits = 0;
-  // Who lost the token, in an unhooked wait or a long computation, takes its turn before it sees a time.
-  if (thread.slot && (thread.slot->preempted || thread.slot->state.load(std::memory_order_relaxed) != State::kRunning))
-    active();
+  if (computes_on()) return virtual_now();
+  // Who lost the token in an unhooked wait takes its turn before it sees a time.
+  if (thread.slot && thread.slot->state.load(std::memory_order_relaxed) != State::kRunning) active();
   if (thread.slot && !thread.depth && !thread.real_time && domain && ++thread.clock_reads > kPatientReads) {
     if (Thread *running = active()) {
       const ns_t quantum = std::min<ns_t>(kReadQuantum, thread.clock_reads - kPatientReads);

@@ -4,6 +4,7 @@
 #include <sys/eventfd.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -28,9 +29,19 @@ bool nonblocking(int file, int flags) {
   return flags & MSG_DONTWAIT || raw(SYS_fcntl, file, F_GETFL) & O_NONBLOCK;
 }
 
+// Who lost the token in a long computation, such as a program's imports, goes on beside whoever has it now: what it
+// does with ordinary files is its own.
+bool goes_on(int file) {
+  struct stat about;
+  if (!computes_on() || raw(SYS_fstat, file, as_long(&about)) != 0 || !S_ISREG(about.st_mode)) return false;
+  progress(&self);
+  return true;
+}
+
 // A receive: the system call itself waits, without the token.
 template <typename Call>
 ssize_t receive(int file, int flags, const char *name, Call call) {
+  if (goes_on(file)) return call();
   Thread *thread = active();
   if (!thread) return call();
   sync(thread);
@@ -78,6 +89,7 @@ ssize_t receive(int file, int flags, const char *name, Call call) {
 // A send: done in its turn; it waits, without the token, only where the receiver is full.
 template <typename Call>
 ssize_t send_out(int file, int flags, const char *name, Call call) {
+  if (goes_on(file)) return call();
   Thread *thread = active();
   if (!thread) {
     if (!domain) return call();
@@ -177,6 +189,7 @@ REVATI_API ssize_t sendfile(int to, int from, off_t *offset, size_t bytes) noexc
 // Programs that close everything leave the domain's own descriptor alone.
 REVATI_API int close(int file) {
   if (domain && keeps_inbox(file)) return fail(EBADF);
+  if (goes_on(file)) return REAL(close)(file);
   return effect([&] { return REAL(close)(file); });
 }
 REVATI_API int close_range(unsigned first, unsigned last, int flags) noexcept {

@@ -81,12 +81,14 @@ void look_after_token() {
     return;
   }
   if (!slot.claimed) return;
-  if (!slot.running) return wake_holder(holder);  // whoever granted it the token may have been killed
+  // Whoever granted it the token may have been killed.  Who lost it while computing takes it at its next hook.
+  const auto runs = [&slot] { return slot.running || slot.preempted; };
+  if (!runs()) return wake_holder(holder);
   const int letter = state_letter(slot.pid, slot.tid);
   const bool asleep = letter == 'S';
   if (asleep && watch.asleep_before && now - watch.since > (slot.keeps_token ? kKeepsToken : kBlockedUnseen)) {
     lock();
-    if (d.token == holder && d.counters.grants == grants && slot.running) {
+    if (d.token == holder && d.counters.grants == grants && runs()) {
       wait_unhooked(slot, "an unhooked call");
       d.in_doubt = 2;
       d.counters.preemptions++;
@@ -100,7 +102,7 @@ void look_after_token() {
       lock();
       const int next = search();
       const bool due = next != kNobody && d.key(next) <= d.now;
-      if (d.token == holder && d.counters.grants == grants && slot.running && due) {
+      if (d.token == holder && d.counters.grants == grants && runs() && due) {
         slot.word = 0;
         slot.preempted = 1;
         slot.state = State::kReady;

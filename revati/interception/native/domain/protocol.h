@@ -42,6 +42,7 @@ struct Guard {
 // The calling thread, if its time is virtual and it is not inside a hook already; it holds the token then.
 Thread *active();
 Thread *any_thread();        // likewise, real-time threads included
+bool computes_on();          // the calling thread has lost the token in a long computation, and not waited since
 ns_t local_now();
 ns_t virtual_now();          // local time; the domain's for real-time threads
 void advance(ns_t ns);       // charge the calling thread

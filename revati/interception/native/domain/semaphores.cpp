@@ -70,6 +70,7 @@ REVATI_API int sem_wait(sem_t *pointer) {
 REVATI_API int sem_trywait(sem_t *pointer) noexcept {
   if (!segment) return REAL(sem_trywait)(pointer);
   if (take(own(pointer))) return 0;
+  if (computes_on()) return fail(EAGAIN);
   if (Thread *thread = active()) spin(thread, "sem_trywait");
   return fail(EAGAIN);
 }

@@ -33,6 +33,7 @@ void rejoin() {
       publish();
       become_ready(std::max({self.base, segment->now.load(), segment->last_send.load()}));
     }
+    slot.preempted = 0;  // it waits for the token from here on
     pick();
     unlock();
     settle(self.index);
@@ -118,8 +119,14 @@ Thread *active() {
   if (self.slot->preempted) {  // it went on without the token, which came back meanwhile
     self.slot->preempted = 0;
     self.base = std::max(self.base, self.slot->time);
+    self.slot->running.store(1);
   }
   return domain ? &self : nullptr;
+}
+
+bool computes_on() {
+  return domain && !self.depth && self.slot && self.slot->preempted &&
+         self.slot->state.load(std::memory_order_relaxed) == State::kReady;
 }
 
 ns_t local_now() {
