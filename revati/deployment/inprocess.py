@@ -24,6 +24,11 @@ NS_PER_S = 1_000_000_000
 _OUTPUT_CHUNK = 128  # requests that a frontend handles before it lets clients run
 
 
+def seconds_since(start_s: float, monotonic_s: float) -> float:
+    """Without the last bits: they differ with the clock's origin, and that from run to run."""
+    return round(monotonic_s - start_s, 9)
+
+
 @dataclass(slots=True)
 class RequestRecord:
     """What the client and the engine saw of one request, in virtual seconds from the run's start.
@@ -160,16 +165,12 @@ class InProcessDeployment:
         if output.cached_tokens is not None:
             record.cached_tokens = output.cached_tokens
         if output.queued_s is not None:
-            record.queued_s = self._since_start(output.queued_s)
+            record.queued_s = seconds_since(self._start_monotonic_s, output.queued_s)
         if output.scheduled_s is not None:
-            record.scheduled_s = self._since_start(output.scheduled_s)
+            record.scheduled_s = seconds_since(self._start_monotonic_s, output.scheduled_s)
         if output.finished:
             record.engine_last_token_s = self._to_s(made_ns)
         return output.finished
-
-    def _since_start(self, monotonic_s: float) -> float:
-        # As in `load`: without the last bits, which differ with the clock's origin.
-        return round(monotonic_s - self._start_monotonic_s, 9)
 
     def _cost(self, phase: str, step: StepShape) -> int:
         cost = self._costs.phase_ns(phase, step)

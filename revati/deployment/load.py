@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from revati.deployment.http_servers import HttpServers, open_session
-from revati.deployment.inprocess import NS_PER_S, RequestRecord
+from revati.deployment.inprocess import NS_PER_S, RequestRecord, seconds_since
 from revati.deployment.prompts import Turns, make_requests
 from revati.deployment.results import requests_table, too_weak
 from revati.deployment.wire import TrialRequest, TrialResult
@@ -83,15 +83,11 @@ class LoadGenerator:
             if output.cached_tokens is not None:
                 record.cached_tokens = output.cached_tokens
             if output.queued_s and output.scheduled_s:
-                record.queued_s = self._since_start(output.queued_s)
-                record.scheduled_s = self._since_start(output.scheduled_s)
+                record.queued_s = seconds_since(self._start_s, output.queued_s)
+                record.scheduled_s = seconds_since(self._start_s, output.scheduled_s)
 
     def _now_s(self) -> float:
-        return self._since_start(time.monotonic())
-
-    def _since_start(self, monotonic_s: float) -> float:
-        # The clock's origin differs from run to run, and with it the last bits of a difference.
-        return round(monotonic_s - self._start_s, 9)
+        return seconds_since(self._start_s, time.monotonic())
 
 
 @asynccontextmanager

@@ -38,7 +38,7 @@ STAND_INS = (
 PTXAS = "ptxas"  # a program
 
 
-def compile_caches() -> dict[str, str]:
+def _compile_caches() -> dict[str, str]:
     """Where emulated processes keep what they compile: apart, since a real GPU could not run it."""
     folders = {"VLLM_CACHE_ROOT": "vllm", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
     return {name: str(cache_dir() / "compiled" / folder) for name, folder in folders.items()}
@@ -66,7 +66,7 @@ def emulated_environment(gpu: GpuDescription, num_gpus: int, base: Mapping[str, 
     environment["TRITON_LIBCUDA_PATH"] = str(LIBRARY_DIR)
     for assembler in ("TRITON_PTXAS_PATH", "TRITON_PTXAS_BLACKWELL_PATH"):
         environment[assembler] = str(LIBRARY_DIR / PTXAS)
-    environment |= compile_caches()
+    environment |= _compile_caches()
     # Each process that imports humming (vLLM does) compiles C++ in the background, for a minute and in vain.
     environment["HUMMING_DISABLE_PARALLEL_BUILD"] = "1"
     environment.pop("CUDA_VISIBLE_DEVICES", None)
