@@ -1,6 +1,6 @@
 // ptxas: assembles nothing, since no kernel is executed and the driver does not look into modules.
 //
-// The real one takes most of an engine's first start.  Triton asks for its version, which is a part of its
+// The real one takes a tenth of an engine's first start.  Triton asks for its version, which is a part of its
 // caches' keys: a real ptxas never finds what this one has made.
 #include <cstdio>
 #include <cstring>

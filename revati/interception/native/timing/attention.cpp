@@ -27,7 +27,7 @@ constexpr int kMaxFeatures = 32;  // of a forest over anything
 constexpr int64_t kTreesAtOnce = 64;
 constexpr int kLeaves = 32;  // of a tree, numbered from 1: a mask is an int32
 
-// In 32 bits, which divide several times faster; what is divided are blocks and rows of one batch.
+// In 32 bits, which divide several times faster; what is divided are tokens, blocks and rows of one batch.
 int64_t ceil_div(int64_t a, int64_t b) {
   return static_cast<uint32_t>(a + b - 1) / static_cast<uint32_t>(b);
 }
