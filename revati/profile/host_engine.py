@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from revati.profile.host_client import Client, now
+from revati.profile.host_client import Client, VllmClient, now
 from revati.profile.host_load import AT_DEPTH, EngineCase, Request, at_depths, segments, write_model
 from revati.profile.machine import describe
 from revati.profile.scenes import SceneRecorder, read_scene
@@ -74,7 +74,7 @@ async def run_engine(case: EngineCase, out: Path, models: Path) -> None:
     engine, config, start_s = start_engine(
         case.name, write_model(case, models), case.engine_args, f"{__name__}.{WorkerExtension.__name__}"
     )
-    client = Client(engine, int(config.model_config.get_vocab_size()))
+    client = VllmClient(engine, int(config.model_config.get_vocab_size()))
     core = engine.engine_core
     out.mkdir(parents=True, exist_ok=True)
     description = {"case": asdict(case)} | describe(config, start_s)

@@ -18,7 +18,6 @@ import gc
 import json
 import os
 import platform
-import random
 import shutil
 import sys
 import time
@@ -30,7 +29,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from revati.profile.host_client import Outcome, measured_metrics, requests_table
+from revati.deployment.prompts import Turns
+from revati.profile.host_client import Client, Outcome, measured_metrics, requests_table
 from revati.profile.host_engine import convert_scenes
 from revati.profile.host_load import EngineCase, Request, requests_of, segments, write_model
 from revati.profile.host_probe import python_probes
@@ -73,6 +73,26 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+class SglangClient(Client):
+    """A client of SGLang's `Engine`."""
+
+    def __init__(self, engine: Any, vocabulary: int) -> None:
+        super().__init__(vocabulary, SEED)
+        self.engine = engine
+
+    async def follow(self, prompt: list[int], outcome: Outcome) -> list[int]:
+        answer: list[int] = []
+        sampling = {"temperature": 0.0, "ignore_eos": True, "max_new_tokens": outcome.output_tokens}
+        stream = await self.engine.async_generate(input_ids=prompt, sampling_params=sampling, stream=True)
+        async for output in stream:
+            at, answer = now(), list(output["output_ids"])
+            outcome.token_times_s.extend([at] * (len(answer) - len(outcome.token_times_s)))
+            outcome.cached_tokens = int(output["meta_info"]["cached_tokens"])
+        if len(answer) != outcome.output_tokens:
+            print(f"{outcome.segment}: {len(answer)} tokens instead of {outcome.output_tokens}", flush=True)
+        return answer
+
+
 class Session:
     """One engine and what is done with it."""
 
@@ -85,7 +105,6 @@ class Session:
         self.case, self.out, self.scale = case, arguments.out, arguments.scale
         self.loads = [load for load in case.loads if load.name in (arguments.loads or [load.name])]
         self.parts = arguments.only or ("runs", "host", "scenes")
-        self.rng = random.Random(SEED)
         changes = {"num_hidden_layers": arguments.layers} if arguments.layers else {}
         model = write_model(EngineCase(self.name, case.model, changes), self.out / "models")
         self.config = json.loads((model / "config.json").read_text())
@@ -100,8 +119,7 @@ class Session:
         self.start_s = now() - begin
         self.say(f"started in {self.start_s:.1f} s")
         self.folder = self.out / "log"  # of the step logs in progress
-        self.outcomes: list[Outcome] = []
-        self.count = 0
+        self.client = SglangClient(self.engine, self.config["vocab_size"])
         self.python_us: dict[str, dict[str, float]] = {}
 
     def run(self) -> None:
@@ -114,8 +132,8 @@ class Session:
         print(f"[{self.name} {now():.1f}] {text}", flush=True)
 
     async def _all(self) -> None:
-        await self.segment("warmup", [Request(0.05 * i, 30 * i + 8, 8) for i in range(24)])
-        await self.segment("warmup", [Request(0.0, 64, 32) for _ in range(64)])
+        await self.client.segment("warmup", [Request(0.05 * i, 30 * i + 8, 8) for i in range(24)])
+        await self.client.segment("warmup", [Request(0.0, 64, 32) for _ in range(64)])
         self.python_us = python_probes()  # how fast this host is
         gc.collect()
         gc.freeze()
@@ -137,13 +155,14 @@ class Session:
         workload = workload.first(max(2, int(len(workload) * self.scale)))
         requests = requests_of(workload, self.config["vocab_size"])
         await self.flush()
-        self.outcomes.clear()
+        self.client.outcomes.clear()
         self.engine.collective_rpc("clear_step_log")
         name = self.run_name(load, repeat)
-        start = await self.segment(name, requests)
+        outcomes = await self.client.segment(name, requests, Turns(workload))
+        start = outcomes[0].arrival_s - requests[0].arrival_s
         folder = self.out / name
         folder.mkdir(parents=True, exist_ok=True)
-        table = requests_table(self.outcomes, start, workload)
+        table = requests_table(outcomes, start, workload)
         pq.write_table(table, folder / "requests.parquet", compression="zstd")
         await self.write_steps(folder, start)
         engine = self.describe()
@@ -167,17 +186,17 @@ class Session:
         folder = self.out / f"host_{self.name}"
         folder.mkdir(parents=True, exist_ok=True)
         await self.flush()
-        self.outcomes.clear()
+        self.client.outcomes.clear()
         self.engine.collective_rpc("clear_step_log")
         spans, first = [], now()
         for name, requests in segments(self.case.brief):
             begin = now()
-            await self.segment(name, requests[: max(1, int(len(requests) * self.scale))])
+            await self.client.segment(name, requests[: max(1, int(len(requests) * self.scale))])
             spans.append({"segment": name, "begin_s": begin, "end_s": now(), "requests": len(requests)})
             await self.flush()
             await asyncio.sleep(0.05)
         await self.write_steps(folder, 0.0)
-        rows = [asdict(outcome) for outcome in self.outcomes]
+        rows = [asdict(outcome) for outcome in self.client.outcomes]
         pq.write_table(pa.Table.from_pylist(rows), folder / "requests.parquet", compression="zstd")
         (folder / "segments.json").write_text(json.dumps(spans, indent=1))
         (folder / "run.json").write_text(json.dumps(self.describe(), indent=1, default=str))
@@ -190,7 +209,7 @@ class Session:
         for tokens in self.case.prefills:
             lone = [Request(0.0, min(tokens, 4000), 2) for _ in range(max(1, tokens // 4000))]
             self.engine.collective_rpc("start_scene")
-            await self.segment(f"prefill_{tokens}", lone)
+            await self.client.segment(f"prefill_{tokens}", lone)
             self.engine.collective_rpc("stop_scene", path=str(folder / f"prefill_{tokens}"))
             await self.flush()
         for prompts in self.case.decode_prompts:
@@ -202,14 +221,14 @@ class Session:
         self.say(f"scenes: {now() - first:.1f} s")
 
     async def trace_decode(self, batch: int, prompts: tuple[int, int], path: Path) -> None:
-        first = len(self.outcomes)
-        requests = [Request(0.0, self.rng.randint(*prompts), 120) for _ in range(batch)]
-        task = asyncio.create_task(self.segment(path.name, requests))
-        while len(self.outcomes) < first + batch or not all(o.token_times_s for o in self.outcomes[first:]):
+        first, outcomes = len(self.client.outcomes), self.client.outcomes
+        requests = [Request(0.0, self.client.rng.randint(*prompts), 120) for _ in range(batch)]
+        task = asyncio.create_task(self.client.segment(path.name, requests))
+        while len(outcomes) < first + batch or not all(o.token_times_s for o in outcomes[first:]):
             await asyncio.sleep(0.005)
         self.engine.collective_rpc("start_scene")
         await asyncio.sleep(0.08)
-        await self.segment(f"{path.name}_mixed", [Request(0.0, 700, 1)])
+        await self.client.segment(f"{path.name}_mixed", [Request(0.0, 700, 1)])
         self.engine.collective_rpc("stop_scene", path=str(path))
         await task
         await asyncio.sleep(0.05)
@@ -230,35 +249,6 @@ class Session:
                     table = table.set_column(index, name, pc.subtract(table[name], start_s))
             pq.write_table(table, path, compression="zstd")
         shutil.copy(folder / "steps_tp0_pp0.parquet", folder / "steps.parquet")
-
-    async def segment(self, name: str, requests: list[Request]) -> float:
-        """Send requests at their arrivals, wait for all outputs; returns the start (monotonic s)."""
-        prompts = [request.prompt or self.prompt(request.prompt_tokens) for request in requests]
-        start = now() + 0.05
-        tasks = []
-        for request, prompt in zip(requests, prompts, strict=True):
-            if (pause := start + request.arrival_s - now()) > 0:
-                await asyncio.sleep(pause)
-            tasks.append(asyncio.create_task(self.one(name, request, prompt, start)))
-        await asyncio.gather(*tasks)
-        return start
-
-    def prompt(self, tokens: int) -> list[int]:
-        return [self.rng.randrange(10, self.config["vocab_size"] - 10) for _ in range(tokens)]
-
-    async def one(self, segment: str, request: Request, prompt: list[int], start: float) -> None:
-        self.count += 1
-        arrival = start + request.arrival_s
-        outcome = Outcome(f"q{self.count}", segment, arrival, now(), len(prompt), request.output_tokens, [])
-        self.outcomes.append(outcome)
-        sampling = {"temperature": 0.0, "ignore_eos": True, "max_new_tokens": request.output_tokens}
-        stream = await self.engine.async_generate(input_ids=prompt, sampling_params=sampling, stream=True)
-        async for output in stream:
-            at, tokens = now(), int(output["meta_info"]["completion_tokens"])
-            outcome.token_times_s.extend([at] * (tokens - len(outcome.token_times_s)))
-            outcome.cached_tokens = int(output["meta_info"]["cached_tokens"])
-        if len(outcome.token_times_s) != request.output_tokens:
-            self.say(f"{segment}: {len(outcome.token_times_s)} tokens instead of {request.output_tokens}")
 
     def describe(self) -> dict[str, Any]:
         """Where and with what the engine ran."""

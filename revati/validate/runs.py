@@ -23,6 +23,7 @@ from revati.deployment.metrics import summarize
 from revati.spec import DeploymentSpec, HostSpec, ModelShape
 from revati.validate.metrics import KV_METRIC, is_tail
 from revati.workload import Workload
+from revati.workload.sharing import NONE
 
 MANIFEST = "manifest.yaml"
 # Recorded by a run under its resolved settings, because the defaults depend on how the engine was started.
@@ -279,6 +280,10 @@ def _model_shape(name: str, folder: Path) -> ModelShape:
 def _digest(workload: Workload) -> str:
     content = hashlib.sha256()
     arrival_us = np.rint(1e6 * workload.arrival_s).astype(np.int64)  # recorded on clocks of different origin
+    if workload.sharing is not None:  # later turns arrive when they can
+        following = workload.sharing.next_turn()
+        later = following[following != NONE]
+        arrival_us[later] = np.rint(1e6 * workload.sharing.think_s[later])
     columns = (workload.output_tokens, workload.prompt_tokens, arrival_us)
     order = np.lexsort(columns)  # clients may send what arrives at once in any order
     for column in columns:

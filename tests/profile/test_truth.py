@@ -15,14 +15,16 @@ import pytest
 
 from revati.compact import write_compact
 from revati.deployment.metrics import summarize
+from revati.deployment.prompts import Turns
 from revati.engines.sglang import step_log as sglang_log
 from revati.engines.vllm.step_log import COUNT_COLUMNS, TIME_COLUMNS
-from revati.profile.host_client import Client, Outcome, now, requests_table
-from revati.profile.host_load import requests_of
+from revati.profile.host_client import Client, Outcome, VllmClient, now, requests_table
+from revati.profile.host_load import Request, requests_of
 from revati.profile.truth import __main__ as command
 from revati.profile.truth.cases import CaseError, Cases, EngineRuns, Load
 from revati.profile.truth.pack import pack
 from revati.profile.truth.run import from_start, longest_pause, write_description
+from revati.validate.runs import read_cases
 from revati.workload import Workload
 from revati.workload.sharing import NONE, Sharing
 
@@ -71,6 +73,8 @@ def test_wrong_workloads_teach() -> None:
         Load("w", "burst", {"kind": "fixed"})
     with pytest.raises(CaseError, match="spike arrivals need seconds, spike_requests > 0"):
         Load("w", "spike", {"kind": "fixed"}, request_rate_per_s=1)
+    with pytest.raises(CaseError, match="sessions need poisson arrivals"):
+        Load("w", "offline", {"kind": "fixed"}, num_requests=2, sessions={"turns": 2})
 
 
 def test_a_spike_arrives_at_once_in_the_middle() -> None:
@@ -240,13 +244,54 @@ def test_the_client_keeps_the_engines_statistics() -> None:
             yield Output(2)
 
     pytest.importorskip("vllm")
-    client = Client(Engine(), 1000)
-    from revati.profile.host_load import Request
-
-    asyncio.run(client.segment("s", [Request(0.0, 4, 3)]))
-    (seen,) = client.outcomes
+    (seen,) = asyncio.run(VllmClient(Engine(), 1000).segment("s", [Request(0.0, 4, 3)]))
     assert len(seen.token_times_s) == 3
     assert (seen.queued_s, seen.engine_last_token_s) == (1.0, 4.0)
+
+
+def test_turns_follow_answers_with_what_was_really_said(tmp_path: Path) -> None:
+    class Silent(Client):
+        """Takes the longer to answer the more it is told."""
+
+        def __init__(self) -> None:
+            super().__init__(1000)
+            self.prompts: dict[str, list[int]] = {}
+
+        async def follow(self, prompt: list[int], outcome: Outcome) -> list[int]:
+            self.prompts[outcome.request_id] = list(prompt)
+            await asyncio.sleep(1e-4 * len(prompt))
+            outcome.token_times_s += [now()] * outcome.output_tokens
+            return [1] * outcome.output_tokens
+
+    load = Load(
+        "chat", "poisson", {"kind": "fixed", "prompt_tokens": 10, "output_tokens": 5},
+        request_rate_per_s=100, seconds=0.2, seed=3, sessions={"turns": 4, "think_time_s": 0.02},
+    )  # fmt: skip
+    workload, client = load.requests(), Silent()
+    requests = requests_of(workload, 1000)
+    first, second = (asyncio.run(client.segment("s", requests, Turns(workload))) for _ in range(2))
+    assert [outcome.prompt_tokens for outcome in first] == workload.prompt_tokens.tolist()
+    assert workload.sharing is not None
+    later = 0
+    for index, turn in enumerate(workload.sharing.next_turn().tolist()):
+        if turn == NONE:
+            continue
+        said = client.prompts[first[index].request_id] + [1] * 5
+        assert client.prompts[first[turn].request_id][: len(said)] == said
+        due_s = first[index].token_times_s[-1] + workload.sharing.think_s[turn]
+        assert first[turn].arrival_s == pytest.approx(due_s, abs=1e-6)
+        assert first[turn].submitted_s >= due_s
+        later += 1
+    assert later == 15
+    for name, outcomes in (("chat", first), ("chat_rep2", second)):
+        (folder := tmp_path / name).mkdir()
+        start_s = outcomes[0].arrival_s - requests[0].arrival_s
+        write_compact(requests_table(outcomes, start_s, workload), folder / "requests.parquet")
+        description = {"num_gpus": 1, "resolved": {"num_gpu_blocks": 1}}
+        (folder / "run.json").write_text(json.dumps(description))
+    (case,) = read_cases([tmp_path])  # the same requests, though later turns came at other times
+    once, again = (run.workload.arrival_s for run in case.runs)
+    assert (once != again).any()
 
 
 def test_packed_runs_keep_bulky_tables_once(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import yaml
 from revati.paths import conf_dir
 from revati.workload import Workload
 from revati.workload.lengths import lengths_from_config
-from revati.workload.sharing import prefixes_from_config
+from revati.workload.sharing import prefixes_from_config, sessions_from_config
 
 SAMPLING = "temperature 0, ignore_eos, output_tokens at most, random prompt token ids"
 ARRIVALS = ("poisson", "spike", "offline")
@@ -29,7 +29,9 @@ class Load:
     """A workload by its description.
 
     `poisson` sends requests at random for `seconds`; `spike` adds `spike_requests` at once in the middle
-    of that; `offline` sends `num_requests` at t = 0.  `prefixes` as in ``conf/workload/shared_prefix.yaml``.
+    of that; `offline` sends `num_requests` at t = 0.  `prefixes` as in ``conf/workload/shared_prefix.yaml``,
+    `sessions` (of `poisson`) as in ``conf/workload/multi_turn.yaml``: then `seconds` are those in which all
+    turns would arrive if answers took no time and nobody thought.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Load:
     num_requests: int = 0
     seed: int = 0
     prefixes: Mapping[str, Any] = field(default_factory=dict)
+    sessions: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.arrivals not in ARRIVALS:
@@ -54,6 +57,8 @@ class Load:
         }[self.arrivals]
         if missing := [name for name in needed if not getattr(self, name) > 0]:
             raise CaseError(f"workload {self.name}: {self.arrivals} arrivals need {', '.join(missing)} > 0")
+        if self.sessions and self.arrivals != "poisson":
+            raise CaseError(f"workload {self.name}: sessions need poisson arrivals")
 
     def requests(self) -> Workload:
         """Draw the requests; the same for every call."""
@@ -72,6 +77,7 @@ class Load:
             num_requests=round(self.request_rate_per_s * self.seconds),
             lengths=lengths,
             prefixes=prefixes,
+            sessions=sessions_from_config(self.sessions),
             seed=self.seed,
         )
         if self.arrivals == "poisson":
@@ -86,6 +92,7 @@ class Load:
             "request_rate_per_s": self.request_rate_per_s or None,
             "spike_requests": self.spike_requests or None,
             "prefixes": dict(self.prefixes) or None,
+            "sessions": dict(self.sessions) or None,
             "seed": self.seed,
             "sampling": SAMPLING,
         }

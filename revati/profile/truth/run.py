@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from revati.compact import write_compact
+from revati.deployment.prompts import Turns
 from revati.engines.vllm.step_log import TIME_COLUMNS
-from revati.profile.host_client import Client, measured_metrics, now, requests_table
+from revati.profile.host_client import Client, VllmClient, measured_metrics, now, requests_table
 from revati.profile.host_engine import start_engine
 from revati.profile.host_load import EngineCase, Request, requests_of, write_model
 from revati.profile.host_probe import python_probes
@@ -51,7 +52,7 @@ async def measure(
         case.name, write_model(case, models), dict(engine_runs.engine_args)
     )
     facts = describe(config, start_s)
-    client = Client(engine, int(config.model_config.get_vocab_size()))
+    client = VllmClient(engine, int(config.model_config.get_vocab_size()))
     await warm_up(client)
     count = 0
     for repeat in range(engine_runs.repeats):
@@ -75,7 +76,7 @@ async def warm_up(client: Client) -> None:
     await client.segment("warmup", [Request(0.0, 16 + 9 * i, 4 + i % 40) for i in range(160)])
 
 
-async def measure_run(client: Client, workload: Workload, folder: Path) -> None:
+async def measure_run(client: VllmClient, workload: Workload, folder: Path) -> None:
     """Serve one workload on an idle engine and write its tables, logs and the machine's state."""
     from revati.engines.vllm import frontend_log
 
@@ -86,21 +87,20 @@ async def measure_run(client: Client, workload: Workload, folder: Path) -> None:
     await core.call_utility_async("clear_step_log")
     await engine.collective_rpc("write_worker_log", args=(str(folder / "logs"),))  # forgets earlier rows
     frontend_log.clear()
-    client.outcomes.clear()
     before = machine_state()
     requests = requests_of(workload, client.vocabulary)
     gc.collect()
     gc.freeze()
     heart = asyncio.create_task(longest_pause())
-    await client.segment(folder.name, requests)
+    outcomes = await client.segment(folder.name, requests, Turns(workload))
     heart.cancel()
     pause_s = await heart
     after = machine_state()
     await core.call_utility_async("write_step_log", str(folder / "logs"))
     await engine.collective_rpc("write_worker_log", args=(str(folder / "logs"),))
     frontend_log.write(str(folder / "logs"))
-    start_s = client.outcomes[0].arrival_s - requests[0].arrival_s
-    write_compact(requests_table(client.outcomes, start_s, workload), folder / "requests.parquet")
+    start_s = outcomes[0].arrival_s - requests[0].arrival_s
+    write_compact(requests_table(outcomes, start_s, workload), folder / "requests.parquet")
     write_compact(
         from_start(pq.read_table(folder / "logs" / "steps.parquet"), start_s), folder / "steps.parquet"
     )
