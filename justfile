@@ -11,8 +11,12 @@ setup:
     {{python}} -m pip install -q -e '.[vllm,dev]'
 
 # Quick tests; pass arguments on to pytest
-test *arguments="-m 'not slow'":
+test *arguments="-m 'not slow and not matrix'":
     {{python}} -m pytest {{arguments}}
+
+# Tests that start engines or sweeps, two files at a time
+test-engines *arguments="-n 2 --dist loadfile":
+    {{python}} -m pytest -m 'slow and not matrix' {{arguments}}
 
 # Lint and type-check
 lint:
