@@ -85,7 +85,7 @@ class SglangClient(Client):
         sampling = {"temperature": 0.0, "ignore_eos": True, "max_new_tokens": outcome.output_tokens}
         stream = await self.engine.async_generate(input_ids=prompt, sampling_params=sampling, stream=True)
         async for output in stream:
-            at, answer = now(), list(output["output_ids"])
+            at, answer = now(), output["output_ids"]
             outcome.token_times_s.extend([at] * (len(answer) - len(outcome.token_times_s)))
             outcome.cached_tokens = int(output["meta_info"]["cached_tokens"])
         if len(answer) != outcome.output_tokens:
