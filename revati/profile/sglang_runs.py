@@ -155,7 +155,6 @@ class Session:
         workload = workload.first(max(2, int(len(workload) * self.scale)))
         requests = requests_of(workload, self.config["vocab_size"])
         await self.flush()
-        self.client.outcomes.clear()
         self.engine.collective_rpc("clear_step_log")
         name = self.run_name(load, repeat)
         outcomes = await self.client.segment(name, requests, Turns(workload))
