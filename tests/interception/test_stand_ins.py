@@ -267,6 +267,36 @@ def test_a_graph_waits_for_the_collectives_of_graphs_long_before() -> None:
     assert output.split() == ["0", "0", "0", "0", "0", "0", "5", "10", "0", "0", "0", "0"]
 
 
+def test_a_graph_records_its_events_each_time_where_it_has_come_to_them() -> None:
+    output = emulated(
+        TIMELINE
+        + """
+    graph, half, inside = torch.cuda.CUDAGraph(), torch.cuda.Event(external=True), torch.cuda.Event()
+    other = torch.cuda.Stream()
+    with torch.cuda.graph(graph):
+        a @ a
+        half.record()
+        inside.record()
+        a @ a
+    torch.cuda.synchronize()
+    for _ in range(2):
+        start = core.now_ns()
+        graph.replay()
+        other.wait_event(half)
+        other.synchronize()
+        print(core.now_ns() - start)
+        torch.cuda.synchronize()
+        print(core.now_ns() - start)
+    try:
+        other.wait_event(inside)
+    except RuntimeError as error:
+        print(str(error).split("\\n")[0])
+    """
+    )
+    assert output.splitlines()[:4] == ["5000000", "10000000"] * 2
+    assert "last recorded in a capturing stream" in output, "the capture is over"
+
+
 def test_launches_see_the_time_of_their_phase_pass_evenly() -> None:
     output = emulated(
         TIMELINE

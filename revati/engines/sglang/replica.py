@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import sglang.srt.runtime_context as runtime_context
 import torch
 from sglang.srt.managers.io_struct import BatchTokenIDOutput, TokenizedGenerateReqInput
-from sglang.srt.runtime_context import publish
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import PortArgs, ServerArgs
 from sglang.srt.utils import configure_logger
@@ -43,9 +43,8 @@ class SglangReplica:
         try:
             settings = ServerArgs(**server_arguments(spec, model_folder))
             configure_logger(settings)
-            publish(settings, role="scheduler")
             # SGLang raises these for what does not fit: settings, memory, or both.
-            self.scheduler = SteppedScheduler(settings, PortArgs.init_new(settings), 0, 0, 0, 0, 0, 0, None)
+            self.scheduler = SteppedScheduler(settings, PortArgs.init_new(settings), *_publish(settings))
         except (ValueError, AssertionError, RuntimeError, torch.OutOfMemoryError) as error:
             raise InfeasibleError(f"{type(error).__name__}: {error}") from error
         self.settings = settings
@@ -95,6 +94,16 @@ class SglangReplica:
             token_ids_logprob=None,
             stream=True,
         )
+
+
+def _publish(settings: ServerArgs) -> tuple[int | None, ...]:
+    """Make this process the first rank of the deployment; returns what its scheduler is to be told of that."""
+    if not hasattr(runtime_context, "SpawnRanks"):  # SGLang 0.5.20 and before
+        runtime_context.publish(settings, role="scheduler")
+        return (0, 0, 0, 0, 0, 0, None)
+    ranks = runtime_context.SpawnRanks(world_rank=0, gpu_id=0)
+    runtime_context.publish(settings, role="scheduler", ranks=ranks)
+    return ()
 
 
 def _outputs(batch: Any) -> list[RequestOutput]:

@@ -7,6 +7,7 @@ handed to it, and its outputs are kept for whoever asked for the turn.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,8 +36,8 @@ class Outbox:
 class NoMessages:
     """Stands for the sockets that requests come from; they are handed to the scheduler directly."""
 
-    def recv_requests(self) -> list[Any]:
-        return []
+    def recv_requests(self, local_reqs: Sequence[Any] = ()) -> list[Any]:
+        return list(local_reqs)
 
 
 class SteppedScheduler(Scheduler):  # type: ignore[misc]  # SGLang is not seen by mypy

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sglang.srt.runtime_context import get_parallel
 
 from revati.engines.refusals import telling_refusals
 from revati.engines.sglang.state import add_usage
@@ -73,8 +74,7 @@ class EmulatedScheduler:
     @property
     def _first(self) -> bool:
         """Whether this is the rank that the frontend talks to."""
-        ranks = self._scheduler.ps
-        return bool(ranks.pp_rank == ranks.tp_rank == 0)
+        return bool(get_parallel().pp_rank == get_parallel().tp_rank == 0)
 
     def sleep(self) -> None:
         """Wait for a message where the real scheduler looks again and again whether there is one.
@@ -101,23 +101,17 @@ def hooks(process: SglangProcess) -> dict[str, Callable[..., Any]]:
     emulated: list[EmulatedScheduler] = []  # at most one in a process
 
     def initialise(
-        original: Callable[..., Any],
-        scheduler: Any,
-        settings: Any,
-        ports: Any,
-        gpu_id: int,
-        tp_rank: int,
-        moe_ep_rank: int,
-        pp_rank: int,
-        *args: Any,
+        original: Callable[..., Any], scheduler: Any, settings: Any, ports: Any, *ranks: Any
     ) -> None:
+        # Until 0.5.20, SGLang tells its scheduler: GPU, then tensor-parallel, expert and pipeline rank, ...
+        tp_rank, pp_rank = ranks[1:4:2] or (get_parallel().tp_rank, get_parallel().pp_rank)
         # Before anything is captured: a graph keeps the prices of its launches.
         emulated.append(EmulatedScheduler(scheduler, process, settings, pp_rank))
         name = f"{ports.nccl_port} {pp_rank}"  # the same port in one engine's processes only
         process.core.set_all_reduce_group(zlib.crc32(name.encode()), tp_rank, settings.tp_size)
         start = telling_refusals(original, _REFUSALS)
         try:
-            start(scheduler, settings, ports, gpu_id, tp_rank, moe_ep_rank, pp_rank, *args)
+            start(scheduler, settings, ports, *ranks)
         except (*_REFUSALS, torch.OutOfMemoryError) as error:
             traceback.print_exc()
             # For an Exception, SGLang would kill whoever started this process, and it could not say why.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from sglang.srt.runtime_context import get_parallel
+
 from revati.virtual_time.host import IDLE_STEP, Phase
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def hooks(process: SglangProcess) -> dict[str, Callable[..., Any]]:
         return result
 
     def later_stage(here: Any) -> bool:
-        return bool(here.ps.pp_rank > 0)
+        return bool(get_parallel().pp_rank > 0)
 
     return {
         f"{_RECEIVER}.recv_requests": after("requests_receive", later_stage),

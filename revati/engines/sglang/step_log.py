@@ -106,7 +106,7 @@ def register() -> None:
         "sglang.srt.distributed.parallel_state.GroupCoordinator.recv_object": log.receive_object,
     }.items():
         HookRegistry.register(target, hook, HookType.AROUND)
-    Scheduler.write_step_log = lambda scheduler, folder: log.write(scheduler, folder)
+    Scheduler.write_step_log = lambda scheduler, folder: log.write(folder)
     Scheduler.clear_step_log = lambda scheduler: log.clear()
 
 
@@ -124,11 +124,13 @@ class StepLog:
         """Forget the rows."""
         self.rows = []
 
-    def write(self, scheduler: Any, folder: str) -> None:
+    def write(self, folder: str) -> None:
         """Write this rank's rows below ``folder`` and forget them."""
+        from sglang.srt.runtime_context import get_parallel
+
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        name = f"steps_tp{scheduler.ps.tp_rank}_pp{scheduler.ps.pp_rank}.parquet"
+        name = f"steps_tp{get_parallel().tp_rank}_pp{get_parallel().pp_rank}.parquet"
         pq.write_table(steps_table(self.rows), path / name)
         self.clear()
 

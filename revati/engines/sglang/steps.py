@@ -31,7 +31,7 @@ class ChargedSteps:
         spent_ns = self._meter.cpu_ns() - begin
         step = self._shape(plan.batch_to_run)
         self._meter.charge("schedule", step, spent_ns)
-        if self._scheduler.ps.tp_size > 1:  # the turn has begun with it
+        if self._scheduler.server_args.tp_size > 1:  # the turn has begun with it
             self._meter.charge("broadcast", step)
         return plan
 
@@ -58,7 +58,7 @@ class ChargedSteps:
 
     def _key(self, batch: Any, result: Any) -> int:
         """Overlapped scheduling processes a copy of the batch, a pipeline stage another stage's result."""
-        return id(batch if self._scheduler.ps.pp_size > 1 else result)
+        return id(batch if self._scheduler.server_args.pp_size > 1 else result)
 
     def _shape(self, batch: Any) -> StepShape:
         if not batch:

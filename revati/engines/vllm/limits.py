@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vllm.v1.core.kv_cache_utils import (
-    generate_scheduler_kv_cache_config,
-    get_kv_cache_configs,
-    resolve_kv_cache_block_sizes,
-)
+from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 
 from revati.engines.vllm.memory import Limits
 
 if TYPE_CHECKING:
+    from revati.engines.vllm.executor import EmulatedExecutor
     from revati.engines.vllm.replica import VllmReplica
 
 
@@ -34,6 +31,25 @@ def set_profiled_limits(runner: Any, limits: Limits) -> None:
     runner.max_num_tokens = limits.max_num_batched_tokens
 
 
+class _MeasuredExecutor:
+    """An executor whose workers have KV caches and graphs already, for vLLM to size its cache once more."""
+
+    def __init__(self, executor: EmulatedExecutor, available_bytes: list[int]) -> None:
+        self._executor, self._available_bytes = executor, available_bytes
+
+    def determine_available_memory(self) -> list[int]:
+        return self._available_bytes
+
+    def initialize_from_config(self, kv_cache_configs: Any) -> None:
+        return
+
+    def compile_or_warm_up_model(self) -> None:
+        return
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._executor, name)
+
+
 def apply_limits(replica: VllmReplica, limits: Limits) -> None:
     """Make ``replica`` run with ``limits``.
 
@@ -46,9 +62,9 @@ def apply_limits(replica: VllmReplica, limits: Limits) -> None:
     for stage in replica.executor.stages:
         set_configured_limits(stage.config, limits)
         _narrow_graphs(stage.config, stage.runner, limits)
-    kv_cache_configs = get_kv_cache_configs(config, core.model_executor.get_kv_cache_specs(), available_bytes)
-    kv_cache_config = generate_scheduler_kv_cache_config(kv_cache_configs)
-    config.cache_config.num_gpu_blocks = kv_cache_config.num_blocks
+    executor, core.model_executor = core.model_executor, _MeasuredExecutor(replica.executor, available_bytes)
+    kv_cache_config = core._initialize_kv_caches(config)
+    core.model_executor = executor
     block_size, hash_block_size = resolve_kv_cache_block_sizes(kv_cache_config, config)
     core.scheduler = config.scheduler_config.get_scheduler_cls()(
         vllm_config=config,

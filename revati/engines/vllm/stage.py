@@ -28,11 +28,7 @@ def _nothing() -> None:
 
 # What a worker's process sets once and then finds again, and what a new process finds there.
 _GLOBALS: tuple[tuple[ModuleType | Any, str, Callable[[], Any]], ...] = (
-    *(
-        (parallel_state, f"_{group}", _nothing)
-        for group in ("WORLD", "INNER_DP_WORLD", "NODE_COUNT", "TP", "DCP", "PP")
-    ),
-    *((parallel_state, f"_{group}", _nothing) for group in ("DP", "EP", "EPLB", "PCP")),
+    *((parallel_state, name, _nothing) for name in parallel_state.__annotations__ if name.isupper()),
     (workspace, "_manager", _nothing),
     (torch_utils._current_stream_tls, "value", _nothing),
     (torch.cuda.graph, "default_capture_stream", _nothing),

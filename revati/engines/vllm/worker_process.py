@@ -46,6 +46,9 @@ class SampledOutput(AsyncModelRunnerOutput):  # type: ignore[misc]  # vLLM is no
         self._batch.write_samples(output)
         return output
 
+    def get_kv_connector_output(self) -> Any:  # newer releases ask for it where `get_output` fails
+        return self._inner.get_kv_connector_output()
+
 
 class EmulatedWorker:
     """What a worker of this process needs to know of its steps."""

@@ -16,7 +16,8 @@ using namespace revati;
 namespace {
 
 enum Error { kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kInvalidDevice = 101, kInvalidHandle = 400,
-             kNotReady = 600, kPeerAlreadyEnabled = 704, kNotSupported = 801 };
+             kNotReady = 600, kPeerAlreadyEnabled = 704, kNotSupported = 801, kCapturedEvent = 907 };
+constexpr unsigned kExternal = 1;  // flag of an event that a graph records, or waits for, each time that it runs
 
 thread_local int last_error = kSuccess;
 int report(int error) {
@@ -146,6 +147,7 @@ REVATI_API const char *cudaGetErrorName(int e) {
     case kInvalidDevice: return "cudaErrorInvalidDevice";
     case kNotReady: return "cudaErrorNotReady";
     case kNotSupported: return "cudaErrorNotSupported";
+    case kCapturedEvent: return "cudaErrorCapturedEvent";
     default: return "cudaErrorUnknown";
   }
 }
@@ -157,6 +159,7 @@ REVATI_API const char *cudaGetErrorString(int e) {
     case kInvalidDevice: return "invalid device ordinal";
     case kNotReady: return "device not ready";
     case kNotSupported: return "operation not supported (not emulated by revati)";
+    case kCapturedEvent: return "operation not permitted on an event last recorded in a capturing stream";
     default: return "unknown error (revati)";
   }
 }
@@ -268,10 +271,11 @@ REVATI_API int cudaStreamAddCallback(void *stream, void (*function)(void *, int,
 REVATI_API int cudaEventCreateWithFlags(void **event, unsigned) { auto *e = new Event; e->device = current_device(); *event = e; return kSuccess; }
 REVATI_API int cudaEventCreate(void **event) { return cudaEventCreateWithFlags(event, 0); }
 REVATI_API int cudaEventDestroy(void *event) { delete static_cast<Event *>(event); return kSuccess; }
-REVATI_API int cudaEventRecordWithFlags(void *event, void *stream, unsigned) {
+REVATI_API int cudaEventRecordWithFlags(void *event, void *stream, unsigned flags) {
   auto *e = static_cast<Event *>(event);
   Stream *s = stream_of(stream);
   host_call();
+  if (s->capture && flags & kExternal) { record_in_graph(e, s); return kSuccess; }
   e->capture = s->capture;
   e->capture_id = s->capture_id;
   if (!s->capture) record(e, s);
@@ -289,11 +293,18 @@ REVATI_API int cudaEventElapsedTime(float *ms, void *start, void *end) {
   return kSuccess;
 }
 REVATI_API int cudaEventElapsedTime_v2(float *ms, void *start, void *end) { return cudaEventElapsedTime(ms, start, end); }
-REVATI_API int cudaStreamWaitEvent(void *stream, void *event, unsigned) {
+REVATI_API int cudaStreamWaitEvent(void *stream, void *event, unsigned flags) {
   Stream *s = stream_of(stream);
   auto *e = static_cast<Event *>(event);
-  if (e->capture && !s->capture) { s->capture = e->capture; s->capture_id = e->capture_id; s->capture_origin = false; return kSuccess; }
-  if (!s->capture) follow(s, e);
+  if (s->capture && flags & kExternal) return report(kNotSupported);  // a graph that waits for other streams
+  if (e->capture && !s->capture) {
+    if (!captured(e->capture_id)) return report(kCapturedEvent);
+    s->capture = e->capture;
+    s->capture_id = e->capture_id;
+    s->capture_origin = false;
+  } else if (!s->capture) {
+    follow(s, e);
+  }
   return kSuccess;
 }
 struct IpcEventHandle { char bytes[64]; };

@@ -78,8 +78,13 @@ struct Node {
   Cost cost;
   Group *group;  // whose ranks meet for it; null: none
 };
+struct EventNode {
+  size_t follows;  // so many nodes
+  Event *event;    // recorded there each time that the graph runs
+};
 struct Graph {
   std::vector<Node> nodes;
+  std::vector<EventNode> events;
 };
 
 REVATI_CORE extern std::recursive_mutex mutex;

@@ -204,14 +204,23 @@ void replay(Stream *stream, const Graph *graph) {
   {
     std::lock_guard<std::recursive_mutex> lock(mutex);
     Group *group = nullptr;
+    const auto gaps_of = [](size_t nodes) { return graph_gap_ns * static_cast<ns_t>(nodes); };
+    auto mark = [&, event = graph->events.begin()](size_t nodes) mutable {
+      for (; event != graph->events.end() && event->follows == nodes; ++event)
+        op.marks.push_back({op.demand.ns + static_cast<double>(gaps_of(nodes)), begin_record(event->event, stream)});
+    };
+    size_t nodes = 0;
     for (const Node &node : graph->nodes) {
+      mark(nodes++);
       drift(stream->drift, op.demand, node.cost);
       add(op.demand, node.cost);
       count(node.cost, duration_of(node.cost));
       if (node.group) group = node.group;
       op.graph_collectives += node.group && !node.cost.meets;  // NCCL's, not the engine's own
     }
-    op.gaps = graph_gap_ns * static_cast<ns_t>(graph->nodes.size());
+    mark(nodes);
+    op.gaps = gaps_of(nodes);
+    for (Mark &each : op.marks) each.share /= std::max(1.0, op.demand.ns + static_cast<double>(op.gaps));
     if (group) op.meeting = group->meet({});
   }
   await_collectives(stream->device, op.graph_collectives);

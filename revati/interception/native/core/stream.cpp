@@ -57,6 +57,8 @@ bool progress(Stream *stream) {
       }
       const ns_t crowded = op.demand.crowded_ns > 0 ? crowded_until(stream, start) : 0;
       stream->tail = run_at(stream->device, start, op.demand, op.gaps, crowded);
+      for (const Mark &mark : op.marks)
+        mark.record->time = start + static_cast<ns_t>(mark.share * static_cast<double>(stream->tail - start));
       if (op.crowds) crowd(stream, begin - op.gap, stream->tail);
       entered_queue(stream->device, op, stream->tail);
     }
@@ -120,15 +122,29 @@ void enqueue(Stream *stream, Op op) {
   if (place > now()) wait_until(place);
 }
 
+std::shared_ptr<Record> begin_record(Event *event, Stream *stream) {
+  return event->record = std::make_shared<Record>(Record{kUnknown, stream});
+}
+
 void record(Event *event, Stream *stream) {
   std::lock_guard<std::recursive_mutex> lock(mutex);
-  event->record = std::make_shared<Record>(Record{kUnknown, stream});
   Op op;
   op.kind = Op::kRecord;
   op.issued = now();
-  op.record = event->record;
+  op.record = begin_record(event, stream);
   stream->pending.push_back(std::move(op));
   progress(stream);
+}
+
+bool captured(uint64_t id) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  const auto &all = streams();
+  return std::any_of(all.begin(), all.end(), [id](const Stream *stream) { return stream->capture && stream->capture_id == id; });
+}
+
+void record_in_graph(Event *event, Stream *stream) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  stream->capture->events.push_back({stream->capture->nodes.size(), event});
 }
 
 void follow(Stream *stream, Event *event) {

@@ -22,6 +22,12 @@ struct Record {
   Stream *stream = nullptr;
 };
 
+// Of a graph's events: after which share of its time.
+struct Mark {
+  double share;
+  std::shared_ptr<Record> record;
+};
+
 struct Op {
   enum Kind { kRun, kRecord, kWait } kind = kRun;
   Demand demand;
@@ -33,6 +39,7 @@ struct Op {
   Meeting meeting;
   bool posted = false;
   std::shared_ptr<Record> record;
+  std::vector<Mark> marks;
 };
 
 struct Stream {
@@ -59,7 +66,10 @@ void crowd(Stream *stream, ns_t from, ns_t until);
 REVATI_CORE Stream *stream_of(void *handle);   // resolves the default-stream handles
 REVATI_CORE std::vector<Stream *> &streams();
 void enqueue(Stream *stream, Op op);
+std::shared_ptr<Record> begin_record(Event *event, Stream *stream);
 REVATI_CORE void record(Event *event, Stream *stream);
+REVATI_CORE bool captured(uint64_t id);  // by some stream at present
+REVATI_CORE void record_in_graph(Event *event, Stream *stream);  // which captures one
 REVATI_CORE void follow(Stream *stream, Event *event);   // what comes later on the stream waits for the event
 REVATI_CORE bool done(Stream *stream);
 REVATI_CORE bool done(Event *event);
