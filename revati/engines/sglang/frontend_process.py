@@ -21,9 +21,9 @@ def hooks(process: SglangProcess) -> dict[str, Callable[..., Any]]:
         original(manager, settings, *args)
         process.know(settings)
 
-    def send(original: Callable[..., Any], manager: Any, request: Any) -> None:
+    def send(original: Callable[..., Any], manager: Any, request: Any) -> Any:
         frontend.submit(len(request.input_ids or ()))
-        original(manager, request)
+        return original(manager, request)  # in newer releases to be awaited
 
     async def handle(original: Callable[..., Any], manager: Any, outputs: Any) -> None:
         frontend.deliver(len(outputs.rids))

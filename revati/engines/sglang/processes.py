@@ -10,6 +10,7 @@ from typing import Any
 
 from revati.engines.emulation import Emulation
 from revati.engines.process import EmulatedProcess
+from revati.engines.sglang.settings import text_config
 from revati.virtual_time.host_table import name_for
 
 PLUGIN = "revati_processes"  # its name among the entry points
@@ -22,7 +23,7 @@ class SglangProcess(EmulatedProcess):
         """Charge the host costs of an engine with these ``ServerArgs``, or of a stage of it, from now on."""
         self.charge_costs(
             name_for(self.emulation.host.name, "sglang"),
-            settings.get_model_config().hf_text_config.num_hidden_layers,
+            text_config(settings).num_hidden_layers,
             settings.tp_size,
             settings.pp_size,
             settings.random_seed,

@@ -47,14 +47,13 @@ class SglangReplica:
             self.scheduler = SteppedScheduler(settings, PortArgs.init_new(settings), *_publish(settings))
         except (ValueError, AssertionError, RuntimeError, torch.OutOfMemoryError) as error:
             raise InfeasibleError(f"{type(error).__name__}: {error}") from error
-        self.settings = settings
         self._taken = 0  # requests out of the queue since the last step
         self.lock = InterpreterLock()  # nobody waits for it: the scheduler itself receives and sends
 
     @property
     def kv_cache_blocks(self) -> int:
         """Tokens that the KV cache holds, in pages (of one token by default)."""
-        return int(self.scheduler.max_total_num_tokens) // int(self.settings.page_size)
+        return int(self.scheduler.max_total_num_tokens) // int(self.scheduler.page_size)
 
     def add(self, request: Request) -> None:
         """Take one request out of the input queue."""
@@ -97,7 +96,7 @@ class SglangReplica:
 
 
 def _publish(settings: ServerArgs) -> tuple[int | None, ...]:
-    """Make this process the first rank of the deployment; returns what its scheduler is to be told of that."""
+    """Make this process the first rank; returns what its scheduler is to be told of that."""
     if not hasattr(runtime_context, "SpawnRanks"):  # SGLang 0.5.20 and before
         runtime_context.publish(settings, role="scheduler")
         return (0, 0, 0, 0, 0, 0, None)

@@ -12,6 +12,7 @@ import torch
 from sglang.srt.runtime_context import get_parallel
 
 from revati.engines.refusals import telling_refusals
+from revati.engines.sglang.settings import text_config
 from revati.engines.sglang.state import add_usage
 from revati.engines.sglang.steps import ChargedSteps
 from revati.interception.gpu import load_gpu
@@ -36,8 +37,7 @@ class EmulatedScheduler:
         process.know(settings, stage)
         self._scheduler, self._meter = scheduler, process.meter
         gpu = process.emulation.gpu
-        config = settings.get_model_config()
-        model = ModelShape(settings.model_path, config.hf_text_config.to_dict())
+        model = ModelShape(settings.model_path, text_config(settings).to_dict())
         timings = source(process.emulation.timing_source).open(gpu, RankShape.of(model, settings.tp_size))
         self.pricing = LaunchPricing(process.core, timings, load_gpu(gpu), "sglang")
         self.pricing.own_time = process.meter.excluded

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang.srt.entrypoints.engine import Engine
+from sglang.srt.runtime_context import get_schedule
 
 from revati.engines.base import WARM_UP_OUTPUT, WARM_UP_PROMPTS, InfeasibleError, Request, RequestOutput
 from revati.engines.common import cached_model_folder
@@ -43,7 +44,9 @@ class SglangServer:
     def kv_cache_blocks(self) -> int:
         """Tokens that the KV cache holds, in pages (of one token by default)."""
         ranks = self._engine._scheduler_init_result.scheduler_infos
-        return int(ranks[0]["max_total_num_tokens"]) // int(self._engine.server_args.page_size)
+        # Newer releases leave the arguments as they were given.
+        page_size = self._engine.server_args.page_size or get_schedule().page_size
+        return int(ranks[0]["max_total_num_tokens"]) // int(page_size)
 
     async def generate(self, request: Request) -> AsyncIterator[RequestOutput]:
         sampling = {"temperature": 0.0, "ignore_eos": True, "max_new_tokens": request.output_tokens}

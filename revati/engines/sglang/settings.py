@@ -52,6 +52,13 @@ def server_arguments(spec: DeploymentSpec, model_folder: Path) -> dict[str, Any]
     }
 
 
+def text_config(settings: Any) -> Any:
+    """Configuration of the model that these ``ServerArgs`` name."""
+    from sglang.srt.configs.model_config import ModelConfig
+
+    return ModelConfig.from_server_args(settings).hf_text_config
+
+
 def serve_command(spec: DeploymentSpec, model: str) -> list[str]:
     """The words of the command that serves ``model``: one replica."""
     arguments: dict[str, Any] = {

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from sglang.srt.model_executor.runner.base_cuda_graph_runner import BaseCudaGraphRunner
 
 from revati.engines.sglang.batch import beginnings_of, lengths_of
 from revati.engines.tokens import ordinary_token_id
@@ -67,8 +68,11 @@ class ChargedSteps:
         num_reqs, runner = len(lengths.query_lens), self._scheduler.tp_worker.model_runner
         if batch.forward_mode.is_decode():
             graphs = runner.decode_cuda_graph_runner
-            return StepShape("full" if graphs and num_reqs <= graphs.max_bs else "eager", num_reqs)
+            captured = isinstance(graphs, BaseCudaGraphRunner) and num_reqs <= graphs.max_bs
+            return StepShape("full" if captured else "eager", num_reqs)
         graphs = runner.prefill_cuda_graph_runner
-        captured = graphs and sum(lengths.query_lens) <= graphs.max_num_tokens
+        captured = (
+            isinstance(graphs, BaseCudaGraphRunner) and sum(lengths.query_lens) <= graphs.max_num_tokens
+        )
         kind: StepKind = "piecewise" if captured else "eager"
         return StepShape(kind, num_reqs, lengths.prompt_tokens, lengths.num_prefills)
