@@ -12,6 +12,7 @@ from revati.profile.parts import Parts
 from revati.profile.plan import Known, engines_within, show, units_of, within
 from revati.profile.session import Session
 from revati.timing import db
+from revati.timing.attention_features import Heads
 
 
 def main(arguments: list[str]) -> int:
@@ -101,11 +102,8 @@ def _check(options: Options, session: Session) -> int:
 
     began_s = time.monotonic()
 
-    def batches(
-        num_q_heads: int, num_kv_heads: int, rows: list[dict[str, object]]
-    ) -> list[dict[str, object]]:
-        named = [Batch.of_row(row) for row in rows]
-        return attention.measure(num_q_heads, num_kv_heads, named)
+    def batches(heads: Heads, rows: list[dict[str, object]]) -> list[dict[str, object]]:
+        return attention.measure(heads, [Batch.of_row(row) for row in rows])
 
     dtypes = [PRECISIONS[one] for one in options.precisions]
     drifts = check(db.read(options.out, options.gpu), options.families, gemm.measure, batches, dtypes)

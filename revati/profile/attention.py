@@ -14,10 +14,10 @@ import torch
 from revati.profile.attention_batches import BLOCK_TOKENS, MAX_BATCH_CONTEXT, Batch, sharing_batches
 from revati.profile.parts import Row, summary
 from revati.profile.recorder import GpuEvent, between_calls, record, split_at_marks
+from revati.timing.attention_features import Heads
 from revati.timing.families import ATTENTION_COMBINE, ATTENTION_MAIN
 from revati.timing.schema import ATTENTION_SHARING
 
-HEAD_DIM = 128
 CACHE_BYTES = 24 * 2**30
 GRAPH_SPLITS = 32
 GRAPH_MAX_CONTEXT = 8192
@@ -29,18 +29,18 @@ BATCHES_PER_RECORDING = 100
 class Cache:
     """A paged KV cache of one layer: (blocks, kv heads, 16, 2 · head_dim), and random free blocks."""
 
-    def __init__(self, num_kv_heads: int) -> None:
-        block_bytes = num_kv_heads * BLOCK_TOKENS * 2 * HEAD_DIM * 2
+    def __init__(self, heads: Heads) -> None:
+        block_bytes = heads.num_kv * BLOCK_TOKENS * 2 * heads.head_dim * 2
         needed = 2 * MAX_BATCH_CONTEXT // BLOCK_TOKENS + 8192
         blocks = max(min(CACHE_BYTES // block_bytes, 4 * needed), needed)
         self.storage = torch.empty(
-            blocks, num_kv_heads, BLOCK_TOKENS, 2 * HEAD_DIM, dtype=torch.bfloat16, device="cuda"
+            blocks, heads.num_kv, BLOCK_TOKENS, 2 * heads.head_dim, dtype=torch.bfloat16, device="cuda"
         )
         flat = self.storage.view(-1)
         for at in range(0, flat.numel(), 2**28):
             flat[at : at + 2**28].normal_()
-        self.key, self.value = self.storage.transpose(1, 2).split(HEAD_DIM, dim=-1)
-        if num_kv_heads == 1:
+        self.key, self.value = self.storage.transpose(1, 2).split(heads.head_dim, dim=-1)
+        if heads.num_kv == 1:
             self.key, self.value = _without_odd_strides(self.key), _without_odd_strides(self.value)
         self._order = torch.randperm(blocks, dtype=torch.int32)
         self._at = 0
@@ -107,7 +107,7 @@ class Call:
             max_seqlen_q=max(self.batch.query_lens),
             seqused_k=self.used,
             max_seqlen_k=self.max_context,
-            softmax_scale=HEAD_DIM**-0.5,
+            softmax_scale=self.query.shape[-1] ** -0.5,
             causal=True,
             block_table=self.tables[repeat],
             scheduler_metadata=self.metadata,
@@ -116,11 +116,11 @@ class Call:
         )
 
 
-def prepare(batch: Batch, num_q_heads: int, num_kv_heads: int, cache: Cache) -> Call:
+def prepare(batch: Batch, heads: Heads, cache: Cache) -> Call:
     from vllm.vllm_flash_attn import get_scheduler_metadata
 
     tokens = sum(batch.query_lens)
-    written = torch.randn(tokens, num_q_heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+    written = torch.randn(tokens, heads.num_q, heads.head_dim, dtype=torch.bfloat16, device="cuda")
     starts = torch.zeros(len(batch.query_lens) + 1, dtype=torch.int32)
     starts[1:] = torch.tensor(batch.query_lens).cumsum(0)
     used = torch.tensor(batch.context_lens, dtype=torch.int32, device="cuda")
@@ -130,9 +130,9 @@ def prepare(batch: Batch, num_q_heads: int, num_kv_heads: int, cache: Cache) -> 
         batch_size=len(batch.query_lens),
         max_seqlen_q=max(batch.query_lens),
         max_seqlen_k=max_context,
-        num_heads_q=num_q_heads,
-        num_heads_kv=num_kv_heads,
-        headdim=HEAD_DIM,
+        num_heads_q=heads.num_q,
+        num_heads_kv=heads.num_kv,
+        headdim=heads.head_dim,
         cache_seqlens=used,
         qkv_dtype=torch.bfloat16,
         cu_seqlens_q=starts,
@@ -162,13 +162,13 @@ def _is_captured(batch: Batch) -> bool:
     return batch.mode == "graph" and max(batch.query_lens) == 1
 
 
-def measure(num_q_heads: int, num_kv_heads: int, batches: list[Batch]) -> list[Row]:
+def measure(heads: Heads, batches: list[Batch]) -> list[Row]:
     """Rows of kind attention, and of kind combine where the splits were combined."""
-    cache = Cache(num_kv_heads)
+    cache = Cache(heads)
     rows: list[Row] = []
     for at in range(0, len(batches), BATCHES_PER_RECORDING):
         chosen = batches[at : at + BATCHES_PER_RECORDING]
-        calls = [prepare(batch, num_q_heads, num_kv_heads, cache) for batch in chosen]
+        calls = [prepare(batch, heads, cache) for batch in chosen]
 
         def work(calls: list[Call] = calls) -> None:
             for call in calls:
@@ -178,22 +178,22 @@ def measure(num_q_heads: int, num_kv_heads: int, batches: list[Batch]) -> list[R
         groups = split_at_marks(record(work), len(chosen) * (WARMUPS + REPEATS))
         for i, batch in enumerate(chosen):
             mine = groups[i * (WARMUPS + REPEATS) + WARMUPS : (i + 1) * (WARMUPS + REPEATS)]
-            rows += _rows(batch, num_q_heads, num_kv_heads, mine)
+            rows += _rows(batch, heads, mine)
         del calls
     return rows
 
 
-def measure_sharing(num_q_heads: int, num_kv_heads: int) -> list[Row]:
+def measure_sharing(heads: Heads) -> list[Row]:
     """Rows of the main kernel for `sharing_batches`; ``n``: groups, ``k``: tokens that each has in common."""
     batches = list(sharing_batches())
-    rows = (row for row in measure(num_q_heads, num_kv_heads, batches) if row["kind"] == "attention")
+    rows = (row for row in measure(heads, batches) if row["kind"] == "attention")
     return [
         row | {"kind": ATTENTION_SHARING, "n": batch.groups, "k": batch.shared_tokens}
         for row, batch in zip(rows, batches, strict=True)
     ]
 
 
-def _rows(batch: Batch, num_q_heads: int, num_kv_heads: int, groups: list[list[GpuEvent]]) -> list[Row]:
+def _rows(batch: Batch, heads: Heads, groups: list[list[GpuEvent]]) -> list[Row]:
     rows: list[Row] = []
     for kind, pattern in (("attention", ATTENTION_MAIN), ("combine", ATTENTION_COMBINE)):
         found = [event for group in groups for event in group if pattern.search(event.name)]
@@ -212,9 +212,9 @@ def _rows(batch: Batch, num_q_heads: int, num_kv_heads: int, groups: list[list[G
                 "shared_bytes": found[0].shared_bytes,
                 "num_tokens": sum(batch.query_lens),
                 "num_reqs": len(batch.query_lens),
-                "num_q_heads": num_q_heads,
-                "num_kv_heads": num_kv_heads,
-                "head_dim": HEAD_DIM,
+                "num_q_heads": heads.num_q,
+                "num_kv_heads": heads.num_kv,
+                "head_dim": heads.head_dim,
                 "query_lens": list(batch.query_lens),
                 "context_lens": list(batch.context_lens),
                 "method": "cupti",

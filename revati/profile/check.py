@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from revati.profile.shapes import Shape
 from revati.timing import db
+from revati.timing.attention_features import Heads
 
 Row = dict[str, Any]
 # Of numbers of tokens by weight shape, a data type, and the shapes outside of CUDA graphs.
@@ -62,12 +63,20 @@ def gemm_sample(measured: pa.Table, seed: int, dtype: str = "bfloat16") -> dict[
     return {shape: _spread(sorted(set(tokens[shape])), TOKENS_PER_SHAPE, draw) for shape in chosen}
 
 
-def attention_sample(measured: pa.Table, seed: int) -> dict[tuple[int, int], list[Row]]:
+def attention_sample(measured: pa.Table, seed: int) -> dict[Heads, list[Row]]:
     """Some batches, short and long, of some head counts."""
-    rows: dict[tuple[int, int], list[Row]] = {}
-    columns = ["variant", "num_q_heads", "num_kv_heads", "query_lens", "context_lens", "median_us"]
+    rows: dict[Heads, list[Row]] = {}
+    columns = [
+        "variant",
+        "num_q_heads",
+        "num_kv_heads",
+        "head_dim",
+        "query_lens",
+        "context_lens",
+        "median_us",
+    ]
     for row in db.rows(measured, columns, kind="attention"):
-        rows.setdefault((row["num_q_heads"], row["num_kv_heads"]), []).append(row)
+        rows.setdefault(Heads.of_row(row), []).append(row)
     draw = random.Random(seed)
     chosen = draw.sample(sorted(rows), min(HEADS, len(rows)))
     return {
@@ -86,14 +95,14 @@ def check(
     measured: pa.Table,
     families: tuple[str, ...],
     gemms: Gemms,
-    attention: Callable[[int, int, list[Row]], list[Row]],
+    attention: Callable[[Heads, list[Row]], list[Row]],
     dtypes: Iterable[str] = ("bfloat16",),
     seed: int = 0,
 ) -> list[Drift]:
     """Measure a sample of GEMMs and attention batches again, as far as the families have any.
 
     Args:
-        attention: (query heads, KV heads, rows that name batches) → rows.
+        attention: (heads, rows that name batches) → rows.
     """
     found = [
         _gemm_drift(measured, dtype, shapes, gemms)
@@ -102,7 +111,7 @@ def check(
     ]
     if "attention" in families and (batches := attention_sample(measured, seed)):
         before = {_key(row): row["median_us"] for own in batches.values() for row in own}
-        again = [row for heads, own in batches.items() for row in attention(*heads, own)]
+        again = [row for heads, own in batches.items() for row in attention(heads, own)]
         second = ((_key(row), row["median_us"]) for row in again if row["kind"] == "attention")
         found.append(drift("attention", before, second))
     return found
@@ -124,5 +133,4 @@ def _gemm_drift(measured: pa.Table, dtype: str, tokens: dict[Shape, list[int]], 
 
 
 def _key(row: Row) -> tuple[Any, ...]:
-    heads = row["num_q_heads"], row["num_kv_heads"]
-    return row["variant"], *heads, tuple(row["query_lens"]), tuple(row["context_lens"])
+    return row["variant"], Heads.of_row(row), tuple(row["query_lens"]), tuple(row["context_lens"])

@@ -37,7 +37,7 @@ class Runner:
         from revati.profile import attention, gemm
 
         layers = {kind.layer for kind in KINDS.values()}
-        self._caches = {layer: attention.Cache(layer.kv_heads) for layer in layers}
+        self._caches = {layer: attention.Cache(layer.heads) for layer in layers}
         self._products = {dtype: gemm.product(dtype) for dtype in ("bfloat16", "float8_e4m3")}
         pools = {dtype: gemm.Weights(dtype) for dtype in self._products}
         self._weights = {
@@ -103,7 +103,7 @@ class Runner:
         query_lens = tuple(kind.query_lens)
         batch = Batch(mode_of(query_lens), query_lens, tuple(kind.context_lens), *kind.sharing)
         cache = self._caches[kind.layer]
-        call = attention.prepare(batch, kind.layer.q_heads, kind.layer.kv_heads, cache)
+        call = attention.prepare(batch, kind.layer.heads, cache)
         call.query.copy_(call.written)
         layers = self._calls(kind)
 

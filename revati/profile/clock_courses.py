@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from revati.timing.attention_features import Heads
+
 LAYERS, HEAD_DIM = 32, 128
 FILE = "clock.json"
 
@@ -20,6 +22,10 @@ class Layer:
     intermediate: int
     q_heads: int
     kv_heads: int
+
+    @property
+    def heads(self) -> Heads:
+        return Heads(self.q_heads, self.kv_heads, HEAD_DIM)
 
     @property
     def products(self) -> tuple[tuple[int, int], ...]:

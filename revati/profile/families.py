@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from revati.profile.shapes import Shape
+from revati.timing.attention_features import Heads
 
 Row = dict[str, Any]
 Measure = Callable[[], list[Row]]
@@ -44,20 +45,19 @@ class Work:
 
         return measure
 
-    def attention(self, num_q_heads: int, num_kv_heads: int) -> Measure:
+    def attention(self, heads: Heads) -> Measure:
         def measure() -> list[Row]:
             from revati.profile import attention, attention_batches
 
-            heads = num_q_heads, num_kv_heads
-            rows = attention.measure(*heads, attention_batches.all_batches())
-            return rows + attention.measure_sharing(*heads)
+            rows = attention.measure(heads, attention_batches.all_batches())
+            return rows + attention.measure_sharing(heads)
 
         return measure
 
-    def kv_writes(self, num_q_heads: int, num_kv_heads: int) -> Measure:
+    def kv_writes(self, heads: Heads) -> Measure:
         def measure() -> list[Row]:
             from revati.profile import kv_write
 
-            return kv_write.measure(num_q_heads, num_kv_heads)
+            return kv_write.measure(heads)
 
         return measure

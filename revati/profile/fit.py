@@ -39,7 +39,7 @@ def samples(
         chosen += [row for row in rows if row["kind"] == ATTENTION_SHARING and not row["n"]]
     x = np.array(
         [
-            BatchReader(Heads(row["num_q_heads"], row["num_kv_heads"], row["head_dim"]), limits)
+            BatchReader(Heads.of_row(row), limits)
             .read(
                 np.array(row["query_lens"], dtype=np.int64),
                 np.array(row["context_lens"], dtype=np.int64),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from revati.profile.attention import HEAD_DIM, Cache
+from revati.profile.attention import Cache
 from revati.profile.attention_batches import BLOCK_TOKENS
 from revati.profile.parts import Row, summary
 from revati.profile.recorder import between_calls, record, split_at_marks
+from revati.timing.attention_features import Heads
 
 TOKENS = (
     *(1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 768),
@@ -16,12 +17,12 @@ TOKENS = (
 REPEATS = 5
 
 
-def measure(num_q_heads: int, num_kv_heads: int) -> list[Row]:
+def measure(heads: Heads) -> list[Row]:
     """Keys and values are slices of the fused qkv output, as the engine passes them."""
     from vllm._custom_ops import reshape_and_cache_flash
 
-    cache = Cache(num_kv_heads)
-    q_width, kv_width = num_q_heads * HEAD_DIM, num_kv_heads * HEAD_DIM
+    cache = Cache(heads)
+    q_width, kv_width = heads.num_q * heads.head_dim, heads.num_kv * heads.head_dim
     slots_total = cache.storage.shape[0] * BLOCK_TOKENS
     scale = torch.ones(1, dtype=torch.float32, device="cuda")
     written = torch.randn(max(TOKENS), q_width + 2 * kv_width, dtype=torch.bfloat16, device="cuda")
@@ -37,8 +38,8 @@ def measure(num_q_heads: int, num_kv_heads: int) -> list[Row]:
                 qkv[:tokens].copy_(written[:tokens])
                 _, key, value = qkv[:tokens].split([q_width, kv_width, kv_width], dim=-1)
                 reshape_and_cache_flash(
-                    key.view(tokens, num_kv_heads, HEAD_DIM),
-                    value.view(tokens, num_kv_heads, HEAD_DIM),
+                    key.view(tokens, heads.num_kv, heads.head_dim),
+                    value.view(tokens, heads.num_kv, heads.head_dim),
                     cache.key,
                     cache.value,
                     place,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from revati import paths
+
 FAMILIES = ("engine", "gemm", "attention", "kv_write", "copy", "gap", "collective")
 MODELS = ("llama7b", "llama13b", "llama31_8b", "qwen3_8b", "llama31_70b", "mistral_7b", "qwen25_14b")
 TENSOR_PARALLEL = (1, 2, 4, 8)
@@ -21,7 +23,7 @@ usage: python -m revati.profile gpu=NAME [key=value …]
   out=DIR             kernel database to write to           (default: kernel_db)
   families=A,B        of {",".join(FAMILIES)}
                       (default: all but collective, which needs several GPUs)
-  models=A,B          of {",".join(MODELS)}
+  models=A,B          of conf/model (default: {",".join(MODELS)})
   tensor_parallel=A,B of {",".join(map(str, TENSOR_PARALLEL))}
   precisions=A,B      of {",".join(PRECISIONS)}: of the products, and of engines (default: bf16)
   budget_minutes=X    plan for X minutes and start no new unit of work after them (default: 10)
@@ -40,6 +42,10 @@ their time. Each finished unit is a file in DIR/gpu=NAME/parts/; a unit that has
 has, is skipped, so an interrupted run goes on where it stopped. DIR/gpu=NAME/sessions.jsonl says in which
 state the GPU was.
 """
+
+
+def known_models() -> tuple[str, ...]:
+    return tuple(sorted(file.stem for file in (paths.conf_dir() / "model").glob("*.yaml")))
 
 
 class UsageError(ValueError):
@@ -87,7 +93,7 @@ def parse(arguments: list[str]) -> Options | HostOptions:
         gpu=given["gpu"],
         out=Path(given.get("out", str(defaults.out))),
         families=_choices("families", given, FAMILIES, defaults.families) or (),
-        models=_choices("models", given, MODELS, defaults.models) or (),
+        models=_choices("models", given, known_models(), defaults.models) or (),
         tensor_parallel=tuple(map(int, tensor_parallel)) if tensor_parallel else TENSOR_PARALLEL,
         precisions=_choices("precisions", given, tuple(PRECISIONS), defaults.precisions) or (),
         budget_minutes=_positive("budget_minutes", given, defaults.budget_minutes),

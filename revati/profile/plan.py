@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from revati.profile.options import PRECISIONS, Options
+from revati.timing.attention_features import Heads
 
 Row = dict[str, object]
 
@@ -49,6 +50,7 @@ POPULARITY = {
     "mistral_7b": 0.5,
     "qwen25_14b": 0.5,
 }
+LEAST_POPULARITY = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +127,12 @@ class Known:
 
     kinds: frozenset[str] = frozenset()
     tokens: Mapping[tuple[int, int, str], frozenset[int]] = field(default_factory=dict)  # by (n, k, dtype)
-    heads: frozenset[tuple[int, int]] = frozenset()  # query heads, KV heads
+    heads: frozenset[Heads] = frozenset()
     kv_widths: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, measured: pa.Table) -> Known:
-        columns = ["kind", "dtype", "m", "n", "k", "num_q_heads", "num_kv_heads", "width"]
+        columns = ["kind", "dtype", "m", "n", "k", "num_q_heads", "num_kv_heads", "head_dim", "width"]
         rows = measured.select(columns).to_pylist()
         tokens: dict[tuple[int, int, str], set[int]] = {}
         for row in rows:
@@ -139,7 +141,7 @@ class Known:
         return cls(
             frozenset(row["kind"] for row in rows),
             {shape: frozenset(own) for shape, own in tokens.items()},
-            frozenset((r["num_q_heads"], r["num_kv_heads"]) for r in rows if r["kind"] == "attention"),
+            frozenset(Heads.of_row(row) for row in rows if row["kind"] == "attention"),
             frozenset(row["width"] for row in rows if row["kind"] == "kv_write"),
         )
 
@@ -175,7 +177,7 @@ def units_of(options: Options, known: Known) -> list[Unit]:
             units.append(Unit(family, "all" if family != "collective" else work.gpus_name(), measure))
     for tp in options.tensor_parallel:
         for model in options.models:
-            shape, weight = rank_shape(model, tp), POPULARITY[model] / tp
+            shape, weight = rank_shape(model, tp), POPULARITY.get(model, LEAST_POPULARITY) / tp
             for precision in options.precisions if "gemm" in options.families else ():
                 dtype, suffix = PRECISIONS[precision], "" if precision == "bf16" else f"_{precision}"
                 # A layer's products are measured between each other, those that are known, too.
@@ -193,11 +195,13 @@ def units_of(options: Options, known: Known) -> list[Unit]:
                     if any(wanted.values()):
                         name = f"{model}_tp{tp}{suffix}"
                         units.append(Unit(family, name, work.gemms(wanted, dtype, head), weight))
-            counts = (shape.num_q_heads, shape.num_kv_heads)
-            name = f"q{counts[0]}_kv{counts[1]}"
-            if "attention" in options.families and counts not in known.heads and once("attention", *counts):
-                units.append(Unit("attention", name, work.attention(*counts), weight))
+            heads = Heads(shape.num_q_heads, shape.num_kv_heads, shape.head_dim)
+            name = f"q{heads.num_q}_kv{heads.num_kv}" + (
+                f"_d{heads.head_dim}" if heads.head_dim != 128 else ""
+            )
+            if "attention" in options.families and heads not in known.heads and once("attention", heads):
+                units.append(Unit("attention", name, work.attention(heads), weight))
             width = shape.num_kv_heads * shape.head_dim
-            if "kv_write" in options.families and width not in known.kv_widths and once("kv_write", *counts):
-                units.append(Unit("kv_write", name, work.kv_writes(*counts), weight))
+            if "kv_write" in options.families and width not in known.kv_widths and once("kv_write", heads):
+                units.append(Unit("kv_write", name, work.kv_writes(heads), weight))
     return ordered(units)

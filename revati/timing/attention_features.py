@@ -6,7 +6,9 @@ Computed by native code (``native/timing/attention.cpp`` has the physics), becau
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,13 +42,18 @@ FEATURES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Heads:
     """One rank's attention heads."""
 
     num_q: int
     num_kv: int
     head_dim: int
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Heads:
+        """Those of an attention batch in a kernel database."""
+        return cls(row["num_q_heads"], row["num_kv_heads"], row["head_dim"])
 
 
 class BatchReader:

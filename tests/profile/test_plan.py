@@ -17,6 +17,7 @@ from revati.profile.options import PRECISIONS, Options
 from revati.profile.plan import GAIN, POPULARITY, Known, Unit, engines_within, ordered, show, units_of, within
 from revati.profile.shapes import COARSE_TOKENS, GEMM_TOKENS, lm_head_gemm, rank_shape
 from revati.timing import db
+from revati.timing.attention_features import Heads
 from revati.timing.curve import Curve
 from revati.timing.gemm import FULL_CLOCK_TOKENS, TokenCurve
 
@@ -145,7 +146,7 @@ def test_the_check_measures_what_it_sampled() -> None:
             for m in own
         ]
 
-    def same_attention(q: int, kv: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def same_attention(heads: Heads, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [row | {"kind": "attention"} for row in rows]
 
     found = {one.family: one for one in check(measured, ("gemm", "attention"), slower_gemms, same_attention)}

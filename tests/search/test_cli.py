@@ -27,8 +27,8 @@ def composed(name: str, *arguments: str) -> list[DictConfig]:
 REFUSALS = [
     (
         [],
-        "+model= with one of llama13b, llama31_70b, llama31_8b, llama32_3b, llama7b, mistral_7b, "
-        "qwen25_14b, qwen25_32b, qwen3_8b, the path of",
+        "+model= with one of llama13b, llama31_70b, llama31_8b, llama32_1b, llama32_3b, llama7b, mistral_7b, "
+        "qwen25_14b, qwen25_32b, qwen25_7b, qwen3_32b, qwen3_4b, qwen3_8b, the path of",
     ),
     (["+model=llama99"], "unknown model 'llama99'; accepted: llama13b"),
     (["+model=llama7b", "gpu=h300"], "unknown gpu 'h300'; accepted: a100, b200, h100, h200, l40s"),
@@ -134,7 +134,9 @@ def test_shipped_models_compose(model: str) -> None:
     (config,) = composed("sweep", f"+model={model}", FREE)
     problem = build_problem(config, 8)
     assert problem.model.name == model
-    assert problem.model.head_dim * problem.model.num_attention_heads == problem.model.hidden_size
+    hf_config = config.model.hf_config
+    divided = hf_config.hidden_size / hf_config.num_attention_heads
+    assert problem.model.head_dim == hf_config.get("head_dim", divided)
     assert config.model.hub_id
 
 
