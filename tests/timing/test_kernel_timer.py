@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from revati import paths
 from revati.timing import KernelTimer, UnknownGpuError, db, schema
 from revati.timing.curve import Curve
-from revati.timing.gemm import TileCurve, TokenCurve
+from revati.timing.gemm import STARTUP_US, GemmModel, TileCurve, TokenCurve, ideal_us
+from revati.timing.gpu import load_limits
 from revati.timing.launches import row_width
 from tests.timing.database import LAUNCH, SHAPE, row, write
 
@@ -244,3 +246,17 @@ def test_rows_with_unknown_keys_or_kinds_are_refused() -> None:
         schema.rows_to_table([row(kind="gemm", kernel="g", median_us=1.0, colour="red")])
     with pytest.raises(schema.SchemaError, match="unknown kind 'magic'"):
         schema.rows_to_table([row(kind="magic", kernel="g", median_us=1.0)])
+
+
+@pytest.mark.parametrize("size", [1024, 16384])
+def test_products_of_other_sizes_need_as_long_to_start(size: int) -> None:
+    limits = load_limits(paths.conf_dir() / "gpu", "h200")
+
+    def measured_us(m: int, n: int, k: int) -> float:
+        return STARTUP_US + ideal_us(limits, m, n, k, "bfloat16") / 0.8
+
+    shapes = [(4096, 4096), (8192, 4096), (4096, 8192), (12288, 5120)]
+    points = {(n, k, "bfloat16"): [(m, measured_us(m, n, k)) for m in (1, 64)] for n, k in shapes}
+    found = GemmModel(limits, points).estimate(64, size, size, "bfloat16", "bfloat16")
+    assert found.duration_us == pytest.approx(measured_us(64, size, size), rel=0.01)
+    assert found.provenance == "extrapolated"
