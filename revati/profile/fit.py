@@ -33,7 +33,7 @@ DEPTH = 8
 def samples(
     rows: list[dict[str, Any]], kind: str, limits: GpuLimits
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
-    """Features, log(duration), and each row's head counts."""
+    """Features, log(duration), and each row's heads."""
     chosen = [row for row in rows if row["kind"] == kind]
     if kind == "attention":  # what shared beginnings were compared with is a batch like others
         chosen += [row for row in rows if row["kind"] == ATTENTION_SHARING and not row["n"]]
@@ -50,7 +50,7 @@ def samples(
         ]
     )
     y = np.log([row["median_us"] for row in chosen])
-    groups = [f"{row['num_q_heads']}:{row['num_kv_heads']}" for row in chosen]
+    groups = [str(Heads.of_row(row)) for row in chosen]
     return x, y, groups
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares  # type: ignore[import-untyped]
 
+from revati.timing.attention_features import Heads
 from revati.timing.gpu import GpuLimits
 from revati.timing.sharing import Beginnings, Followers, SharingFit, followers, token_bytes
 
@@ -86,16 +87,15 @@ def fit_sharing(rows: Sequence[Row], limits: GpuLimits) -> SharingFit:
     )
 
 
-def _samples(rows: Sequence[Row], limits: GpuLimits) -> dict[tuple[int, int], list[Sample]]:
-    """By numbers of heads."""
+def _samples(rows: Sequence[Row], limits: GpuLimits) -> dict[Heads, list[Sample]]:
     alone_us = {_batch(row): float(row["median_us"]) for row in rows if not row["n"]}
-    usual_us: dict[tuple[int, int], list[float]] = {}
+    usual_us: dict[Heads, list[float]] = {}
     for (heads, *_), us in alone_us.items():
         usual_us.setdefault(heads, []).append(us)
-    found: dict[tuple[int, int], list[Sample]] = {}
+    found: dict[Heads, list[Sample]] = {}
     for row in rows:
         if row["n"]:
-            heads, us = _heads(row), alone_us[_batch(row)]
+            heads, us = Heads.of_row(row), alone_us[_batch(row)]
             sample = Sample.of(row, us, float(np.mean(usual_us[heads])), limits)
             found.setdefault(heads, []).append(sample)
     return found
@@ -114,9 +114,5 @@ def _of_values(values: Sequence[float]) -> SharingFit:
     return SharingFit(decode, mixed, power, reach)
 
 
-def _heads(row: Row) -> tuple[int, int]:
-    return row["num_q_heads"], row["num_kv_heads"]
-
-
-def _batch(row: Row) -> tuple[tuple[int, int], tuple[int, ...], tuple[int, ...]]:
-    return _heads(row), tuple(row["query_lens"]), tuple(row["context_lens"])
+def _batch(row: Row) -> tuple[Heads, tuple[int, ...], tuple[int, ...]]:
+    return Heads.of_row(row), tuple(row["query_lens"]), tuple(row["context_lens"])

@@ -63,8 +63,10 @@ def apply_limits(replica: VllmReplica, limits: Limits) -> None:
         set_configured_limits(stage.config, limits)
         _narrow_graphs(stage.config, stage.runner, limits)
     executor, core.model_executor = core.model_executor, _MeasuredExecutor(replica.executor, available_bytes)
-    kv_cache_config = core._initialize_kv_caches(config)
-    core.model_executor = executor
+    try:
+        kv_cache_config = core._initialize_kv_caches(config)
+    finally:
+        core.model_executor = executor
     block_size, hash_block_size = resolve_kv_cache_block_sizes(kv_cache_config, config)
     core.scheduler = config.scheduler_config.get_scheduler_cls()(
         vllm_config=config,
