@@ -24,6 +24,11 @@ def conf_dir() -> Path:
     return home() / "conf"
 
 
+def conf_names(group: str) -> list[str]:
+    """Of the descriptions in ``conf/<group>``, in order."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
 def search_spaces_dir() -> Path:
     return home() / "search_spaces"
 

@@ -44,10 +44,6 @@ state the GPU was.
 """
 
 
-def known_models() -> tuple[str, ...]:
-    return tuple(sorted(file.stem for file in (paths.conf_dir() / "model").glob("*.yaml")))
-
-
 class UsageError(ValueError):
     """The command line is wrong; the message names the accepted values."""
 
@@ -93,7 +89,7 @@ def parse(arguments: list[str]) -> Options | HostOptions:
         gpu=given["gpu"],
         out=Path(given.get("out", str(defaults.out))),
         families=_choices("families", given, FAMILIES, defaults.families) or (),
-        models=_choices("models", given, known_models(), defaults.models) or (),
+        models=_choices("models", given, tuple(paths.conf_names("model")), defaults.models) or (),
         tensor_parallel=tuple(map(int, tensor_parallel)) if tensor_parallel else TENSOR_PARALLEL,
         precisions=_choices("precisions", given, tuple(PRECISIONS), defaults.precisions) or (),
         budget_minutes=_positive("budget_minutes", given, defaults.budget_minutes),

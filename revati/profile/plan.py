@@ -195,7 +195,7 @@ def units_of(options: Options, known: Known) -> list[Unit]:
                     if any(wanted.values()):
                         name = f"{model}_tp{tp}{suffix}"
                         units.append(Unit(family, name, work.gemms(wanted, dtype, head), weight))
-            heads = Heads(shape.num_q_heads, shape.num_kv_heads, shape.head_dim)
+            heads = Heads.of_rank(shape)
             name = f"q{heads.num_q}_kv{heads.num_kv}" + (
                 f"_d{heads.head_dim}" if heads.head_dim != 128 else ""
             )

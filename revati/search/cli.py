@@ -139,7 +139,7 @@ def _rewrite_one(argument: str) -> str:
 
 def _model_option(value: str) -> str:
     """The value itself if it names a model of ``conf/model``, else the file that it is the path of."""
-    if value in options("model"):
+    if value in paths.conf_names("model"):
         return value
     path = Path(value).expanduser()
     if path.is_dir():
@@ -156,7 +156,7 @@ def _model_option(value: str) -> str:
 def _register_model(name: str, hub_id: str | None, hf_config: dict[str, Any]) -> str:
     """Add a model to the options of this process, under a name that Hydra's grammar takes."""
     option = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
-    if option in options("model"):
+    if option in paths.conf_names("model"):
         option += "-local"
     node = {"name": option, "hub_id": hub_id, "hf_config": hf_config}
     ConfigStore.instance().store(group="model", name=option, node=node)
@@ -177,17 +177,13 @@ def _resume(arguments: list[str]) -> list[str]:
     keys = {_key(argument) for argument in [*now, "output_dir="]}
     before = [override for override in yaml.safe_load(stored.read_text()) if _key(override) not in keys]
     for index, override in enumerate(before):
-        if _key(override) == "model" and override.partition("=")[2] not in options("model"):
+        if _key(override) == "model" and override.partition("=")[2] not in paths.conf_names("model"):
             before[index] = "+model=" + _register_model(**model)
     return [*before, *now, f"output_dir='{folder}'"]
 
 
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
-
-
-def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (paths.conf_dir() / group).glob("*.yaml"))
 
 
 def _asks_hydra(arguments: Sequence[str]) -> bool:
@@ -244,7 +240,7 @@ def _unknown_option(error: MissingConfigException) -> ConfigError:
 
 
 def _accepted(group: str) -> str:
-    names = options(group)
+    names = paths.conf_names(group)
     if group == "model":
         names.append("the path of a Hugging Face config.json")
     return ", ".join(names)

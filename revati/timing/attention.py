@@ -83,7 +83,7 @@ class AttentionModel:
     def __init__(self, limits: GpuLimits, shape: RankShape, measured: pa.Table, fitted_dir: Path) -> None:
         self._limits = limits
         self._shape = shape
-        self._heads = Heads(shape.num_q_heads, shape.num_kv_heads, shape.head_dim)
+        self._heads = Heads.of_rank(shape)
         self._pair_flops = 4.0 * shape.num_q_heads * shape.head_dim
         self._token_bytes = 2.0 * shape.num_kv_heads * shape.head_dim * dtype_bytes(shape.dtype)
         mine = db.rows(

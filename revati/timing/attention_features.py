@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from revati.timing.estimate import RankShape
 from revati.timing.forest import Forest
 from revati.timing.gpu import GpuLimits
 from revati.timing.native import Batch, Device, library
@@ -49,6 +50,10 @@ class Heads:
     num_q: int
     num_kv: int
     head_dim: int
+
+    @classmethod
+    def of_rank(cls, shape: RankShape) -> Heads:
+        return cls(shape.num_q_heads, shape.num_kv_heads, shape.head_dim)
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Heads:

@@ -13,7 +13,7 @@ import pytest
 from revati import paths
 from revati.profile.__main__ import main
 from revati.profile.check import Drift, attention_sample, check, drift, gemm_sample
-from revati.profile.options import PRECISIONS, Options, known_models
+from revati.profile.options import PRECISIONS, Options
 from revati.profile.plan import GAIN, Known, Unit, engines_within, ordered, show, units_of, within
 from revati.profile.shapes import COARSE_TOKENS, GEMM_TOKENS, lm_head_gemm, rank_shape
 from revati.timing import db
@@ -133,7 +133,9 @@ def test_the_check_measures_what_it_sampled() -> None:
     gemms: dict[tuple[int, int, int], float] = {}
     for row in db.rows(measured, ["m", "n", "k", "median_us"], kind="gemm", dtype="bfloat16"):
         gemms[row["m"], row["n"], row["k"]] = row["median_us"]
-    heads = {lm_head_gemm(rank_shape(model, tp)) for model in known_models() for tp in (1, 2, 4, 8)}
+    heads = {
+        lm_head_gemm(rank_shape(model, tp)) for model in paths.conf_names("model") for tp in (1, 2, 4, 8)
+    }
 
     def slower_gemms(
         tokens: dict[tuple[int, int], list[int]], dtype: str, outside_graphs: set[tuple[int, int]]

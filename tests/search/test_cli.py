@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from revati import emulate, sweep
+from revati import emulate, paths, sweep
 from revati.search import cli
 from revati.search.build import build_problem, build_workload, one_spec, plain
 from revati.search.run import build, check_sweep
@@ -129,7 +129,7 @@ def test_bad_input_is_refused_before_ray_is_imported(entry: str) -> None:
     assert run.stderr.startswith(f"revati.{entry}: unknown model 'nope'; accepted: llama13b")
 
 
-@pytest.mark.parametrize("model", cli.options("model"))
+@pytest.mark.parametrize("model", paths.conf_names("model"))
 def test_shipped_models_compose(model: str) -> None:
     (config,) = composed("sweep", f"+model={model}", FREE)
     problem = build_problem(config, 8)
@@ -142,7 +142,7 @@ def test_shipped_models_compose(model: str) -> None:
 
 @pytest.mark.parametrize("group", ["workload", "objective", "search"])
 def test_shipped_options_compose(group: str, tmp_path: Path) -> None:
-    for option in cli.options(group):
+    for option in paths.conf_names(group):
         more = [f"workload.trace={trace(tmp_path)}"] if option == "trace" else []
         (config,) = composed("sweep", "+model=llama7b", FREE, f"{group}={option}", *more)
         build(config)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from revati.paths import conf_dir
+from revati.paths import conf_names
 from revati.workload import Workload
 from revati.workload.lengths import lengths_from_config
 from revati.workload.sharing import prefixes_from_config, sessions_from_config
@@ -111,7 +111,7 @@ class EngineRuns:
     until_s: float = float("inf")  # begin no workload later than this, so that others get the GPUs
 
     def __post_init__(self) -> None:
-        known = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
+        known = conf_names("model")
         if self.model not in known:
             raise CaseError(f"engine {self.name}: model={self.model}; accepted: {', '.join(known)}")
         if len(self.gpus) != self.parallel("tensor") * self.parallel("pipeline"):
