@@ -76,6 +76,33 @@ def ragged_decode_batches() -> Iterator[Batch]:
                     yield Batch("eager", (1,) * batch, contexts)
 
 
+def served_decode_batches() -> Iterator[Batch]:
+    """Lognormal contexts of any mean and spread."""
+    draw = random.Random(5)
+    for batch in (*range(2, 32, 3), *range(32, 264, 8), *range(272, 513, 40)):
+        for _ in range(4):
+            mean, sigma = _log_uniform(draw, 120, 2500), draw.uniform(0.2, 1.0)
+            contexts = _lengths(draw, batch, mean, sigma, 2, 8192)
+            if sum(contexts) <= MAX_BATCH_CONTEXT:
+                yield Batch("graph", (1,) * batch, contexts)
+                if batch % 16 == 0:
+                    yield Batch("eager", (1,) * batch, contexts)
+
+
+def served_mixed_batches() -> Iterator[Batch]:
+    """Any number of running decodes, and some prompts of any length."""
+    draw = random.Random(6)
+    for _ in range(120):
+        decodes = round(_log_uniform(draw, 1, 400))
+        mean, sigma = _log_uniform(draw, 120, 2500), draw.uniform(0.2, 1.0)
+        contexts = _lengths(draw, decodes, mean, sigma, 2, 8192)
+        prompts = _lengths(draw, draw.randint(1, 6), _log_uniform(draw, 40, 1200), 0.8, 4, 4096)
+        query = (1,) * decodes + prompts
+        context = (*contexts, *prompts)
+        if sum(context) <= MAX_BATCH_CONTEXT and sum(query) <= MAX_QUERY_TOKENS:
+            yield Batch(mode_of(query), query, context)
+
+
 def prefill_batches() -> Iterator[Batch]:
     for query in PREFILL_TOKENS:
         for before in (0, 512, 2048, 4096):
@@ -138,7 +165,7 @@ def sharing_batches() -> Iterator[Batch]:
                             yield Batch(mode, query, contexts, groups, whole)
 
 
-def all_batches() -> list[Batch]:
+def first_batches() -> list[Batch]:
     return [
         *decode_batches(),
         *ragged_decode_batches(),
@@ -148,9 +175,18 @@ def all_batches() -> list[Batch]:
     ]
 
 
+def batches_between() -> list[Batch]:
+    """A second pass: as serving has them, of any size and lengths between those of the first."""
+    return [*served_decode_batches(), *served_mixed_batches()]
+
+
 def mode_of(query_lens: tuple[int, ...]) -> str:
     """As vLLM launches a batch."""
     return "graph" if sum(query_lens) <= GRAPH_MAX_TOKENS else "eager"
+
+
+def _log_uniform(draw: random.Random, low: float, high: float) -> float:
+    return math.exp(draw.uniform(math.log(low), math.log(high)))
 
 
 def _lengths(

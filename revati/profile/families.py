@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from revati.profile.attention_batches import Batch
 from revati.profile.shapes import Shape
 from revati.timing.attention_features import Heads
 
@@ -45,12 +46,13 @@ class Work:
 
         return measure
 
-    def attention(self, heads: Heads) -> Measure:
-        def measure() -> list[Row]:
-            from revati.profile import attention, attention_batches
+    def attention(self, heads: Heads, batches: list[Batch], sharing: bool) -> Measure:
+        """Of these batches, and where contexts begin alike."""
 
-            rows = attention.measure(heads, attention_batches.all_batches())
-            return rows + attention.measure_sharing(heads)
+        def measure() -> list[Row]:
+            from revati.profile import attention
+
+            return attention.measure(heads, batches) + (attention.measure_sharing(heads) if sharing else [])
 
         return measure
 

@@ -26,7 +26,7 @@ from revati.timing.schema import ATTENTION_SHARING
 from revati.timing.trees import Trees
 
 FOLDS = 5
-TREES = {"attention": 100, "combine": 80}  # the reader evaluates all of them once per engine step
+TREES = {"attention": 200, "combine": 80}  # the reader evaluates all of them once per engine step
 DEPTH = 8
 
 

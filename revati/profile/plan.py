@@ -2,8 +2,8 @@
 
 A unit's gain is the share of GPU time that its kernels have in serving, times how much less is known of them
 without it than with it. Shares and errors are those of Llama-like models on an H200; they only order the
-work. GEMMs come in two passes: first the captured sizes of decode steps and the ends of tiles of all models,
-then the tokens in between.
+work. GEMMs and attention come in two passes: first the captured sizes of decode steps and the ends of tiles
+of all models, and batches of a grid of sizes; then the tokens and the batches in between.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from revati.profile.attention_batches import Batch, batches_between, first_batches
 from revati.profile.options import PRECISIONS, Options
+from revati.timing import db
 from revati.timing.attention_features import Heads
 
 Row = dict[str, object]
@@ -23,7 +25,8 @@ GAIN: dict[str, tuple[float, float, float]] = {
     "gap": (0.05, 0.5, 0.1),
     "gemm": (0.60, 0.12, 0.024),  # at the tokens of a first pass, with lines between them
     "gemm_between": (0.60, 0.024, 0.01),
-    "attention": (0.20, 0.15, 0.04),
+    "attention": (0.20, 0.15, 0.06),
+    "attention_between": (0.20, 0.06, 0.04),
     "engine": (0.10, 0.4, 0.05),
     "kv_write": (0.02, 0.2, 0.05),
     "copy": (0.01, 0.5, 0.05),
@@ -35,6 +38,7 @@ SECONDS = {
     "gemm": 4.0,
     "gemm_between": 5.0,
     "attention": 14.0,
+    "attention_between": 5.0,
     "kv_write": 4.0,
     "copy": 3.0,
     "collective": 120.0,
@@ -123,25 +127,29 @@ def show(chosen: list[Unit], rest: list[Unit]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a database has already: kinds of kernels, tokens by weight shape and data type, head counts."""
+    """What a database has: kinds of kernels, tokens by weight shape and data type, batches by heads."""
 
     kinds: frozenset[str] = frozenset()
     tokens: Mapping[tuple[int, int, str], frozenset[int]] = field(default_factory=dict)  # by (n, k, dtype)
-    heads: frozenset[Heads] = frozenset()
+    batches: Mapping[Heads, frozenset[Batch]] = field(default_factory=dict)
     kv_widths: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, measured: pa.Table) -> Known:
-        columns = ["kind", "dtype", "m", "n", "k", "num_q_heads", "num_kv_heads", "head_dim", "width"]
+        columns = ["kind", "dtype", "m", "n", "k", "width"]
         rows = measured.select(columns).to_pylist()
         tokens: dict[tuple[int, int, str], set[int]] = {}
+        batches: dict[Heads, set[Batch]] = {}
         for row in rows:
             if row["kind"] == "gemm":
                 tokens.setdefault((row["n"], row["k"], row["dtype"]), set()).add(row["m"])
+        of_batch = ["variant", "query_lens", "context_lens", "num_q_heads", "num_kv_heads", "head_dim"]
+        for row in db.rows(measured, of_batch, kind="attention"):
+            batches.setdefault(Heads.of_row(row), set()).add(Batch.of_row(row))
         return cls(
             frozenset(row["kind"] for row in rows),
             {shape: frozenset(own) for shape, own in tokens.items()},
-            frozenset(Heads.of_row(row) for row in rows if row["kind"] == "attention"),
+            {heads: frozenset(own) for heads, own in batches.items()},
             frozenset(row["width"] for row in rows if row["kind"] == "kv_write"),
         )
 
@@ -166,6 +174,7 @@ def units_of(options: Options, known: Known) -> list[Unit]:
     )
 
     work, units, seen = Work(), [], set[tuple[object, ...]]()
+    passes = {"attention": first_batches(), "attention_between": batches_between()}
 
     def once(*key: object) -> bool:
         new = key not in seen
@@ -199,8 +208,12 @@ def units_of(options: Options, known: Known) -> list[Unit]:
             name = f"q{heads.num_q}_kv{heads.num_kv}" + (
                 f"_d{heads.head_dim}" if heads.head_dim != 128 else ""
             )
-            if "attention" in options.families and heads not in known.heads and once("attention", heads):
-                units.append(Unit("attention", name, work.attention(heads), weight))
+            if "attention" in options.families and once("attention", heads):
+                has = known.batches.get(heads, frozenset())
+                for family, batches in passes.items():
+                    if lacking := [batch for batch in batches if batch not in has]:
+                        sharing = family == "attention" and not has
+                        units.append(Unit(family, name, work.attention(heads, lacking, sharing), weight))
             width = shape.num_kv_heads * shape.head_dim
             if "kv_write" in options.families and width not in known.kv_widths and once("kv_write", heads):
                 units.append(Unit("kv_write", name, work.kv_writes(heads), weight))

@@ -37,7 +37,7 @@ UNSEEN_HEADS_REL_STD = 0.15
 RAGGED_REL_STD = 0.1
 COMPOSED_REL_STD = 0.2
 KINDS = ("attention", "combine")
-FITTED_FORMAT = "2"
+FITTED_FORMAT = "3"
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ FEATURES = (
     "prompts_share_of_blocks",
     "num_q_heads",
     "num_kv_heads",
+    "log_group",
+    "log_walked_over_context",
     "graph",
 )
 

@@ -12,6 +12,7 @@ import pytest
 
 from revati import paths
 from revati.profile.__main__ import main
+from revati.profile.attention_batches import batches_between, first_batches
 from revati.profile.check import Drift, attention_sample, check, drift, gemm_sample
 from revati.profile.options import PRECISIONS, Options
 from revati.profile.plan import GAIN, Known, Unit, engines_within, ordered, show, units_of, within
@@ -49,12 +50,25 @@ def test_a_budget_is_kept_and_a_long_unit_lets_shorter_ones_pass() -> None:
 
 
 def test_what_the_database_has_is_not_planned_again() -> None:
-    assert units_of(EVERYTHING, Known.of(db.read(paths.kernel_db_dir(), "h100"))) == []
+    assert units_of(EVERYTHING, Known.of(db.read(paths.kernel_db_dir(), "h200"))) == []
     shapes = ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008), (32000, 4096))
     first_pass = Known(tokens={(*shape, "bfloat16"): frozenset(COARSE_TOKENS) for shape in shapes})
     units = {(one.family, one.name) for one in units_of(EVERYTHING, first_pass)}
     assert ("gemm", "llama7b_tp1") not in units
     assert {("gemm_between", "llama7b_tp1"), ("gemm", "llama31_8b_tp1"), ("attention", "q32_kv32")} <= units
+
+
+def test_heads_are_measured_at_the_batches_that_they_lack() -> None:
+    options = replace(EVERYTHING, families=("attention",), models=("llama7b",), tensor_parallel=(1, 2))
+    one, two = (Heads.of_rank(rank_shape("llama7b", tp)) for tp in (1, 2))
+    known = Known(batches={one: frozenset(first_batches()), two: frozenset(batches_between()[1:])})
+    units = {(unit.family, unit.name) for unit in units_of(options, known)}
+    second = ("attention_between", "q16_kv16")
+    assert units == {("attention_between", "q32_kv32"), ("attention", "q16_kv16"), second}
+    measured = Known(
+        batches={heads: frozenset([*first_batches(), *batches_between()]) for heads in (one, two)}
+    )
+    assert units_of(options, measured) == []
 
 
 def test_the_plan_is_shown_without_a_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ constexpr double kSplitMargin = 1.1;  // FA3: blocks per SM are sized for 10 % m
 constexpr double kTileOverheadBlocks = 2.0;
 constexpr double kMemoryShare = 0.80, kFlopShare = 0.60;
 
-constexpr int kFeatures = 18;
+constexpr int kFeatures = 20;
 constexpr int kMaxSets = 2;
 constexpr int kMaxFeatures = 32;  // of a forest over anything
 constexpr int64_t kTreesAtOnce = 64;
@@ -153,7 +153,8 @@ static void features(const Device &device, const int64_t *query, const int64_t *
         static_cast<double>(batch.max_context * requests) / context_tokens, std::log(static_cast<double>(max_query)),
         std::log(waves), waves / std::ceil(waves), std::log(static_cast<double>(blocks_per_sm)),
         static_cast<double>(splits), static_cast<double>(decode_count) / count, walked_by_prompts / walked, q_heads,
-        num_kv, graph ? 1.0 : 0.0})
+        num_kv, std::log(static_cast<double>(group)), std::log(walked * kBlockTokens / context_tokens),
+        graph ? 1.0 : 0.0})
     *out++ = feature;
 }
 
