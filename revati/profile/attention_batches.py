@@ -77,12 +77,11 @@ def ragged_decode_batches() -> Iterator[Batch]:
 
 
 def served_decode_batches() -> Iterator[Batch]:
-    """Lognormal contexts of any mean and spread."""
     draw = random.Random(5)
+    grown = random.Random(7)
     for batch in (*range(2, 32, 3), *range(32, 264, 8), *range(272, 513, 40)):
-        for _ in range(4):
-            mean, sigma = _log_uniform(draw, 120, 2500), draw.uniform(0.2, 1.0)
-            contexts = _lengths(draw, batch, mean, sigma, 2, 8192)
+        contexts_of = [_spread(draw, batch) for _ in range(4)] + [_grown(grown, batch) for _ in range(4)]
+        for contexts in contexts_of:
             if sum(contexts) <= MAX_BATCH_CONTEXT:
                 yield Batch("graph", (1,) * batch, contexts)
                 if batch % 16 == 0:
@@ -91,16 +90,15 @@ def served_decode_batches() -> Iterator[Batch]:
 
 def served_mixed_batches() -> Iterator[Batch]:
     """Any number of running decodes, and some prompts of any length."""
-    draw = random.Random(6)
-    for _ in range(120):
-        decodes = round(_log_uniform(draw, 1, 400))
-        mean, sigma = _log_uniform(draw, 120, 2500), draw.uniform(0.2, 1.0)
-        contexts = _lengths(draw, decodes, mean, sigma, 2, 8192)
-        prompts = _lengths(draw, draw.randint(1, 6), _log_uniform(draw, 40, 1200), 0.8, 4, 4096)
-        query = (1,) * decodes + prompts
-        context = (*contexts, *prompts)
-        if sum(context) <= MAX_BATCH_CONTEXT and sum(query) <= MAX_QUERY_TOKENS:
-            yield Batch(mode_of(query), query, context)
+    for seed, contexts_of in ((6, _spread), (8, _grown)):
+        draw = random.Random(seed)
+        for _ in range(120):
+            contexts = contexts_of(draw, round(_log_uniform(draw, 1, 400)))
+            prompts = _lengths(draw, draw.randint(1, 6), _log_uniform(draw, 40, 1200), 0.8, 4, 4096)
+            query = (1,) * len(contexts) + prompts
+            context = (*contexts, *prompts)
+            if sum(context) <= MAX_BATCH_CONTEXT and sum(query) <= MAX_QUERY_TOKENS:
+                yield Batch(mode_of(query), query, context)
 
 
 def prefill_batches() -> Iterator[Batch]:
@@ -183,6 +181,19 @@ def batches_between() -> list[Batch]:
 def mode_of(query_lens: tuple[int, ...]) -> str:
     """As vLLM launches a batch."""
     return "graph" if sum(query_lens) <= GRAPH_MAX_TOKENS else "eager"
+
+
+def _spread(draw: random.Random, count: int) -> tuple[int, ...]:
+    """Contexts of any mean and spread."""
+    mean, sigma = _log_uniform(draw, 120, 2500), draw.uniform(0.2, 1.0)
+    return _lengths(draw, count, mean, sigma, 2, 8192)
+
+
+def _grown(draw: random.Random, count: int) -> tuple[int, ...]:
+    """Prompts, and what was generated since: as much for all, or anything up to that."""
+    prompts = _lengths(draw, count, _log_uniform(draw, 40, 2000), draw.uniform(0.3, 1.1), 2, 8192)
+    most, at_once = round(_log_uniform(draw, 10, 1000)), draw.random() < 0.5
+    return tuple(prompt + (most if at_once else draw.randint(1, most)) for prompt in prompts)
 
 
 def _log_uniform(draw: random.Random, low: float, high: float) -> float:

@@ -41,6 +41,8 @@ FEATURES = (
     "num_kv_heads",
     "log_group",
     "log_walked_over_context",
+    "log_longest_over_share_of_sm",
+    "log_min_over_mean_context",
     "graph",
 )
 

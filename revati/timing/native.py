@@ -6,7 +6,7 @@ import ctypes
 
 from revati.interception.preload import TIMING_LIBRARY
 
-NUM_FEATURES = 20  # of attention
+NUM_FEATURES = 22  # of attention
 MOST_SETS = 2  # of trees: the main and the combine kernel's
 MOST_FEATURES = 32  # of a forest
 

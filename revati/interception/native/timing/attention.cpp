@@ -21,7 +21,7 @@ constexpr double kSplitMargin = 1.1;  // FA3: blocks per SM are sized for 10 % m
 constexpr double kTileOverheadBlocks = 2.0;
 constexpr double kMemoryShare = 0.80, kFlopShare = 0.60;
 
-constexpr int kFeatures = 20;
+constexpr int kFeatures = 22;
 constexpr int kMaxSets = 2;
 constexpr int kMaxFeatures = 32;  // of a forest over anything
 constexpr int64_t kTreesAtOnce = 64;
@@ -92,6 +92,7 @@ static void features(const Device &device, const int64_t *query, const int64_t *
                      bool graph, Batch &batch) {
   const int64_t group = device.num_q / device.num_kv;
   const bool decodes = batch.query_tokens == requests;
+  const int64_t min_context = *std::min_element(context, context + requests);
   int64_t max_query = 1, decode_count = requests, m_blocks_total = 0;
   double pairs = 0, walked = 0, walked_by_prompts = 0;
   if (decodes) {
@@ -154,7 +155,8 @@ static void features(const Device &device, const int64_t *query, const int64_t *
         std::log(waves), waves / std::ceil(waves), std::log(static_cast<double>(blocks_per_sm)),
         static_cast<double>(splits), static_cast<double>(decode_count) / count, walked_by_prompts / walked, q_heads,
         num_kv, std::log(static_cast<double>(group)), std::log(walked * kBlockTokens / context_tokens),
-        graph ? 1.0 : 0.0})
+        std::log(static_cast<double>(longest_blocks) * sms / work_blocks),
+        std::log(static_cast<double>(min_context) * count / context_tokens), graph ? 1.0 : 0.0})
     *out++ = feature;
 }
 
