@@ -5,13 +5,14 @@
 Reads ``kernel_db/gpu=NAME/clock.json`` (`revati.profile.clock`), prints the fitted ``power:`` block for
 ``conf/gpu/NAME.yaml``, and what the present and the fitted parameters leave unexplained of the steps' times
 and clocks. The limit and the idle power are given: the GPU says them itself. So is how the clock falls where
-no course has samples of it.
+no course has samples of it. A table tells how parts of steps followed the clock that was seen.
 """
 
 from __future__ import annotations
 
 import bisect
 import math
+import statistics
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
@@ -54,6 +55,7 @@ PERIODS_S = (0.045, 0.075, 0.12, 0.2, 0.4, 0.8, 1.2, 2.0)
 CLOCK_PERIOD = 3  # from which on samples of the clock are compared: it is reported late
 GAP_MS = 5.0  # a rest
 SETTLED_MS = 1000.0  # after so long the readings of the power are of what runs
+LEAST_GROWTH = 0.05  # of the clock's period, from which on one can tell what follows it
 LEVEL_PRIOR = 2.0  # periods' worth of belief in the database's times at full clock
 
 
@@ -257,6 +259,30 @@ class Fit:
         return replace(self._start, **{n: float(v) for n, v in zip(names, values, strict=True)})
 
 
+def sensitivities(course: Course, full_clock_mhz: float) -> dict[str, float]:
+    """By how much attention and products grew in the end, over the growth of the clock's period.
+
+    Of a course of one kind of step whose clock was seen to fall; else nothing.
+    """
+    first = [step for step in course.steps if step.at_ms < 1e3 * PERIODS_S[0]]
+    last = [step for step in course.steps if step.at_ms > SETTLED_MS and step.clock_mhz]
+    if len({step.kind for step in course.steps}) > 1 or not first or not last:
+        return {}
+    grown = full_clock_mhz / statistics.fmean(step.clock_mhz or full_clock_mhz for step in last) - 1.0
+    if grown < LEAST_GROWTH:
+        return {}
+    before, after = (
+        (statistics.fmean(s.attention_ms for s in steps), statistics.fmean(s.step_ms for s in steps))
+        for steps in (first, last)
+    )
+    kind, found = KINDS[course.steps[0].kind], {}
+    if kind.attention:
+        found["attention"] = (after[0] / before[0] - 1.0) / grown
+    if kind.products:
+        found["products"] = ((after[1] - after[0]) / (before[1] - before[0]) - 1.0) / grown
+    return found
+
+
 def root_mean_square(found: Iterable[Residual]) -> float:
     found = list(found)
     total = sum(one.weight**2 for one in found)
@@ -279,7 +305,8 @@ def main(arguments: list[str]) -> int:
     if description.power is None:
         print(f"conf/gpu/{gpu}.yaml has no power: block to start from", file=sys.stderr)
         return 2
-    fit = Fit(description, timers_of(gpu), read(db.partition(paths.kernel_db_dir(), gpu) / FILE))
+    courses = read(db.partition(paths.kernel_db_dir(), gpu) / FILE)
+    fit = Fit(description, timers_of(gpu), courses)
     fitted = fit.fit()
     before, after = fit.residuals(description.power), fit.residuals(fitted)
     print(f"{'root mean square by course':30} {'present':>8} {'fitted':>8}")
@@ -287,6 +314,13 @@ def main(arguments: list[str]) -> int:
         now, then = (root_mean_square(r for r in found if r.course == name) for found in (before, after))
         print(f"{name:30} {now:8.1%} {then:8.1%}")
     print(f"{'all':30} {root_mean_square(before):8.1%} {root_mean_square(after):8.1%}\n")
+    followed: dict[tuple[str, str], list[float]] = {}
+    for course in courses:
+        for part, value in sensitivities(course, description.sm_clock_mhz).items():
+            followed.setdefault((course.name, part), []).append(value)
+    print("growth of a part's time over growth of the clock's period, by card")
+    for (name, part), values in sorted(followed.items()):
+        print(f"{name:30} {part:10} {' '.join(f'{value:.2f}' for value in values)}")
     block = {name: round(value, 3) for name, value in asdict(fitted).items()}
     print(yaml.safe_dump({"power": block}, sort_keys=False))
     return 0

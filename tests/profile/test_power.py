@@ -20,6 +20,7 @@ from revati.profile.power_fit import (
     layer,
     less_level,
     root_mean_square,
+    sensitivities,
     timers_of,
 )
 from revati.timing import db
@@ -121,6 +122,14 @@ def test_steps_before_a_course_is_judged_only_warm_the_gpu(timers: dict[Layer, K
         < len(compare(late, predicted, GPU.sm_clock_mhz))
         < len(compare(course, predicted, GPU.sm_clock_mhz))
     )
+
+
+def test_what_follows_the_clock_is_read_from_a_course(timers: dict[Layer, KernelTimer]) -> None:
+    found = sensitivities(course_of(timers, "products200", POWER, 3.0), GPU.sm_clock_mhz)
+    share = sum(one.duration_us for one in layer(timers[KINDS["products200"].layer], KINDS["products200"])[1])
+    _, products = parts_of(timers, "products200")["products200"]
+    assert found == {"products": pytest.approx(products.sensitive_us / share, rel=0.15)}
+    assert sensitivities(course_of(timers, "grouped_products24", POWER), GPU.sm_clock_mhz) == {}
 
 
 @pytest.mark.parametrize(("gpu", "unexplained"), [("h200", 0.035), ("h100", 0.06)])
