@@ -259,12 +259,14 @@ def test_a_seed_draws_the_same_costs_again() -> None:
 COMMON = {1: 0.1, 24: 0.3, 150: 0.2}
 
 
-def varying(common: dict[int, float], dispatched: bool = False, tp: int = 1) -> dict[str, np.ndarray]:
+def varying(
+    common: dict[int, float], dispatched: bool = False, tp: int = 1, seed: int = 3
+) -> dict[str, np.ndarray]:
     """By phase what each of many steps costs on a host whose phases all have the same spread."""
     entry = {"base_us": 100.0, "spread": [0.8, 1.0, 1.3, 0.02, 5.0]}
     names = ["schedule", "execute", "wake", *(["dispatch"] if dispatched else [])]
     table = HostTable("test", {name: {"any": dict(entry)} for name in names}, in_common=common)
-    host = TableHost(table, num_layers=1, tp=tp, seed=3)
+    host = TableHost(table, num_layers=1, tp=tp, seed=seed)
     drawn = [[host.phase_ns(name, StepShape("full", 8)) for name in names] for _ in range(20_000)]
     return dict(zip(names, np.array(drawn, np.float64).T, strict=True))
 
@@ -281,6 +283,12 @@ def test_phases_of_a_process_vary_together_and_for_some_steps() -> None:
     assert correlation(schedule[10:], schedule[:-10]) == pytest.approx(0.36, abs=0.06)
     assert correlation(schedule[300:], schedule[:-300]) == pytest.approx(0.0, abs=0.06)
     assert correlation(schedule, cost["wake"]) == pytest.approx(0.0, abs=0.03), "not of every step"
+
+
+def test_an_odd_seed_is_slow_where_the_even_one_before_is_fast() -> None:
+    even, odd, next_one = (varying(COMMON, seed=seed)["execute"] for seed in (4, 5, 6))
+    assert correlation(even, odd) == pytest.approx(-0.6, abs=0.06)
+    assert correlation(odd, next_one) == pytest.approx(0.0, abs=0.06)
 
 
 def test_what_is_in_common_changes_neither_the_spread_nor_stalls() -> None:

@@ -89,7 +89,8 @@ class TableHost:
         num_layers: decoder layers that one worker runs.
         tp: tensor-parallel ranks; a step ends with the slowest one.
         pp: pipeline stages.
-        seed: of the draws; None: no spread.
+        seed: of the draws; None: no spread.  What phases have in common, an odd seed draws the opposite of the
+            even one before it: the slow seconds of a run of a minute are few, and two such runs have no bias.
         stage: whose costs these are, where each pipeline stage has its own; no two draw the same.
     """
 
@@ -99,9 +100,10 @@ class TableHost:
         self._table, self._num_layers, self._tp = table, num_layers, tp
         self.frame_chunks = table.frame_chunks
         self._schedulers_tp = tp if table.own_schedulers else tp * pp
-        core = CommonDraws(f"{seed} {stage} core", table.in_common)
+        pair, opposite = divmod(seed or 0, 2)
+        core = CommonDraws(f"{pair} {stage} core", table.in_common, bool(opposite))
         apart = table.has_worker_processes and tp * pp > 1
-        worker = CommonDraws(f"{seed} {stage} worker", table.in_common) if apart else core
+        worker = CommonDraws(f"{pair} {stage} worker", table.in_common, bool(opposite)) if apart else core
         common = dict.fromkeys(_CORE_STEP, core) | dict.fromkeys(_WORKER_STEP, worker)
         self._draws = {phase: PhaseDraws(f"{seed} {stage} {phase}", common.get(phase)) for phase in PHASES}
         self._varies = seed is not None

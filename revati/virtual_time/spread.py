@@ -72,11 +72,13 @@ class CommonDraws:
     Args:
         seed: of a process; no two draw the same.
         shares: of the variance of a phase's deviates, by for how many steps a component lasts.
+        opposite: draws the opposite of what the seed draws.
     """
 
-    def __init__(self, seed: str, shares: Mapping[int, float]) -> None:
+    def __init__(self, seed: str, shares: Mapping[int, float], opposite: bool = False) -> None:
+        sign = -1.0 if opposite else 1.0
         self._parts = [
-            (steps, math.sqrt(share), random.Random(f"{seed} {steps}").gauss, list[float]())
+            (steps, sign * math.sqrt(share), random.Random(f"{seed} {steps}").gauss, list[float]())
             for steps, share in shares.items()
         ]
         self.own_weight = math.sqrt(max(0.0, 1.0 - sum(shares.values())))
