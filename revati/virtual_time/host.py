@@ -89,8 +89,8 @@ class TableHost:
         num_layers: decoder layers that one worker runs.
         tp: tensor-parallel ranks; a step ends with the slowest one.
         pp: pipeline stages.
-        seed: of the draws; None: no spread.  What phases have in common, an odd seed draws the opposite of the
-            even one before it: the slow seconds of a run of a minute are few, and two such runs have no bias.
+        seed: of the draws; None: no spread.  Of what phases have in common, an odd seed draws the opposite of
+            the even one before it: a run of a minute has few slow seconds, and two such runs have no bias.
         stage: whose costs these are, where each pipeline stage has its own; no two draw the same.
     """
 
