@@ -11,11 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from revati.environments import cache_dir
+from revati.timing.attention import FITTED_FORMAT
 from revati.timing.estimate import RankShape
 from revati.timing.timer import KernelTimer
 
 PACKAGE = "aiconfigurator-core"
-FORMAT = 3  # of what is made of the tables; a new one makes them again
+FORMAT = 3  # of what is made of the tables; a new one makes them again, as new trees do
 # conf/gpu → the package's name
 SYSTEMS = {
     "a100": "a100_sxm",
@@ -44,7 +45,7 @@ def data_dir(gpu: str) -> Path:
 
 def database() -> Path:
     """What was made of the installed package's tables; laid out like ``kernel_db``."""
-    return cache_dir() / f"aiconfigurator-{version()}-{FORMAT}"
+    return cache_dir() / f"aiconfigurator-{version()}-{FORMAT}.{FITTED_FORMAT}"
 
 
 def gpus() -> list[str]:
