@@ -157,6 +157,10 @@ class Known:
         """Those tokens that the weight shape was not measured at."""
         return sorted(set(tokens) - self.tokens.get((*shape, dtype), frozenset()))
 
+    def lacking_batches(self, heads: Heads, batches: Iterable[Batch]) -> list[Batch]:
+        """Those batches that attention of these heads was not measured at."""
+        return [batch for batch in batches if batch not in self.batches.get(heads, ())]
+
 
 def units_of(options: Options, known: Known) -> list[Unit]:
     """The work that the options ask for and the database lacks, the most worthwhile first.
@@ -209,10 +213,9 @@ def units_of(options: Options, known: Known) -> list[Unit]:
                 f"_d{heads.head_dim}" if heads.head_dim != 128 else ""
             )
             if "attention" in options.families and once("attention", heads):
-                has = known.batches.get(heads, frozenset())
                 for family, batches in passes.items():
-                    if lacking := [batch for batch in batches if batch not in has]:
-                        sharing = family == "attention" and not has
+                    if lacking := known.lacking_batches(heads, batches):
+                        sharing = family == "attention" and heads not in known.batches
                         units.append(Unit(family, name, work.attention(heads, lacking, sharing), weight))
             width = shape.num_kv_heads * shape.head_dim
             if "kv_write" in options.families and width not in known.kv_widths and once("kv_write", heads):

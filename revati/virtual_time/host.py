@@ -100,10 +100,10 @@ class TableHost:
         self._table, self._num_layers, self._tp = table, num_layers, tp
         self.frame_chunks = table.frame_chunks
         self._schedulers_tp = tp if table.own_schedulers else tp * pp
-        pair, opposite = divmod(seed or 0, 2)
-        core = CommonDraws(f"{pair} {stage} core", table.in_common, bool(opposite))
+        pair, odd = divmod(seed or 0, 2)
+        core = CommonDraws(f"{pair} {stage} core", table.in_common, opposite=odd == 1)
         apart = table.has_worker_processes and tp * pp > 1
-        worker = CommonDraws(f"{pair} {stage} worker", table.in_common, bool(opposite)) if apart else core
+        worker = CommonDraws(f"{pair} {stage} worker", table.in_common, opposite=odd == 1) if apart else core
         common = dict.fromkeys(_CORE_STEP, core) | dict.fromkeys(_WORKER_STEP, worker)
         self._draws = {phase: PhaseDraws(f"{seed} {stage} {phase}", common.get(phase)) for phase in PHASES}
         self._varies = seed is not None
