@@ -77,11 +77,11 @@ def ragged_decode_batches() -> Iterator[Batch]:
 
 
 def served_decode_batches() -> Iterator[Batch]:
-    draw = random.Random(5)
-    grown = random.Random(7)
+    """Any number of running decodes."""
+    spread, grown = random.Random(5), random.Random(7)
     for batch in (*range(2, 32, 3), *range(32, 264, 8), *range(272, 513, 40)):
-        contexts_of = [_spread(draw, batch) for _ in range(4)] + [_grown(grown, batch) for _ in range(4)]
-        for contexts in contexts_of:
+        drawn = [_spread(spread, batch) for _ in range(4)] + [_grown(grown, batch) for _ in range(4)]
+        for contexts in drawn:
             if sum(contexts) <= MAX_BATCH_CONTEXT:
                 yield Batch("graph", (1,) * batch, contexts)
                 if batch % 16 == 0:
@@ -95,10 +95,7 @@ def served_mixed_batches() -> Iterator[Batch]:
         for _ in range(120):
             contexts = contexts_of(draw, round(_log_uniform(draw, 1, 400)))
             prompts = _lengths(draw, draw.randint(1, 6), _log_uniform(draw, 40, 1200), 0.8, 4, 4096)
-            query = (1,) * len(contexts) + prompts
-            context = (*contexts, *prompts)
-            if sum(context) <= MAX_BATCH_CONTEXT and sum(query) <= MAX_QUERY_TOKENS:
-                yield Batch(mode_of(query), query, context)
+            yield from _with_prompts(contexts, prompts)
 
 
 def prefill_batches() -> Iterator[Batch]:
@@ -122,11 +119,7 @@ def mixed_batches() -> Iterator[Batch]:
     for decodes in (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 480):
         for prompts in MIXED_PROMPTS:
             mean = draw.choice((250, 600, 1200))
-            contexts = _lengths(draw, decodes, mean, 0.8, 2, 4096)
-            query = (1,) * decodes + prompts
-            context = (*contexts, *prompts)
-            if sum(context) <= MAX_BATCH_CONTEXT and sum(query) <= MAX_QUERY_TOKENS:
-                yield Batch(mode_of(query), query, context)
+            yield from _with_prompts(_lengths(draw, decodes, mean, 0.8, 2, 4096), prompts)
 
 
 def continued_batches() -> Iterator[Batch]:
@@ -181,6 +174,13 @@ def batches_between() -> list[Batch]:
 def mode_of(query_lens: tuple[int, ...]) -> str:
     """As vLLM launches a batch."""
     return "graph" if sum(query_lens) <= GRAPH_MAX_TOKENS else "eager"
+
+
+def _with_prompts(contexts: tuple[int, ...], prompts: tuple[int, ...]) -> Iterator[Batch]:
+    """Decodes at these contexts and the prompts in one step, if it is not too large."""
+    query, context = (1,) * len(contexts) + prompts, contexts + prompts
+    if sum(context) <= MAX_BATCH_CONTEXT and sum(query) <= MAX_QUERY_TOKENS:
+        yield Batch(mode_of(query), query, context)
 
 
 def _spread(draw: random.Random, count: int) -> tuple[int, ...]:

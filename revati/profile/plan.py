@@ -159,7 +159,8 @@ class Known:
 
     def lacking_batches(self, heads: Heads, batches: Iterable[Batch]) -> list[Batch]:
         """Those batches that attention of these heads was not measured at."""
-        return [batch for batch in batches if batch not in self.batches.get(heads, ())]
+        has = self.batches.get(heads, frozenset())
+        return [batch for batch in batches if batch not in has]
 
 
 def units_of(options: Options, known: Known) -> list[Unit]:

@@ -268,7 +268,7 @@ def sensitivities(course: Course, full_clock_mhz: float) -> dict[str, float]:
     last = [step for step in course.steps if step.at_ms > SETTLED_MS and step.clock_mhz]
     if len({step.kind for step in course.steps}) > 1 or not first or not last:
         return {}
-    grown = full_clock_mhz / statistics.fmean(step.clock_mhz or full_clock_mhz for step in last) - 1.0
+    grown = full_clock_mhz / statistics.fmean(step.clock_mhz for step in last if step.clock_mhz) - 1.0
     if grown < LEAST_GROWTH:
         return {}
     before, after = (
